@@ -1,0 +1,51 @@
+"""Gramians, Hankel singular values and balanced model reduction for NumPy, CuPy and torch arrays."""
+
+from hsv._errors import (
+    DtypeError,
+    HsvError,
+    IllConditionedError,
+    MissingBackendError,
+    NonFiniteError,
+    OrderError,
+    OrderWarning,
+    ShapeError,
+    UnstableSystemError,
+)
+from hsv._gramians import controllability_factor, controllability_gramian, observability_factor, observability_gramian
+from hsv._hankel import hankel_singular_values
+from hsv._order import ErrorBound, HankelEnergy, HankelSum, Order, Rule, Threshold
+from hsv._reduction import Reduction, balance, balanced_truncation
+from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, diagonalize, real_part
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DiagonalStateSpace",
+    "DtypeError",
+    "ErrorBound",
+    "HankelEnergy",
+    "HankelSum",
+    "HsvError",
+    "IllConditionedError",
+    "LinearSystem",
+    "MissingBackendError",
+    "NonFiniteError",
+    "Order",
+    "OrderError",
+    "OrderWarning",
+    "Reduction",
+    "Rule",
+    "ShapeError",
+    "StateSpace",
+    "Threshold",
+    "UnstableSystemError",
+    "balance",
+    "balanced_truncation",
+    "controllability_factor",
+    "controllability_gramian",
+    "diagonalize",
+    "hankel_singular_values",
+    "observability_factor",
+    "observability_gramian",
+    "real_part",
+]

@@ -1,0 +1,323 @@
+r"""Gramians over every horizon, and their factors.
+
+A diagonal system has Gramians in closed form: they are Cauchy-like matrices :math:`P_{ij} = g_i g_j^H / d_{ij}` with
+:math:`d_{ij} = 1 - \lambda_i\bar\lambda_j` or :math:`-(\lambda_i + \bar\lambda_j)`, numerically singular long before they are exactly so.
+Their factors come from elimination on the generators (the generalised Schur algorithm), which never forms the matrix.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from hsv._array import (
+    Array,
+    conjugate,
+    conjugate_transpose,
+    imag,
+    is_complex,
+    namespace,
+    real,
+    round_to,
+    squared_modulus,
+    to_complex,
+    to_host,
+    widen,
+    zeros,
+)
+from hsv._errors import DtypeError, HsvError, UnstableSystemError
+from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, stability_margin
+
+
+def controllability_gramian(sys: LinearSystem, horizon: int | None = None) -> Array:
+    r"""Return the controllability Gramian :math:`P`.
+
+    .. math:: P = \sum_{k=0}^{\infty} A^k B B^H (A^H)^k \qquad\text{or}\qquad P = \int_0^\infty e^{At} B B^H e^{A^H t}\,dt
+
+    Parameters
+    ----------
+    sys : StateSpace or DiagonalStateSpace
+    horizon : int, optional
+        Sum over that many steps instead of all (discrete systems only); the system may then be unstable.
+
+    Returns
+    -------
+    array
+        Shape ``(..., n, n)``, Hermitian, positive semidefinite; array type, device and precision of the input.
+
+    Raises
+    ------
+    UnstableSystemError
+        An infinite horizon and a pole on or outside the stability boundary.
+
+    Notes
+    -----
+    Diagonal systems: closed form, every entry to nearly full relative accuracy, ``O(n^2 m)``. Dense systems: from the factor,
+    ``O(n^3)``. A Gramian holds half the digits of its factor: for anything but looking at it use :func:`controllability_factor`.
+
+    Examples
+    --------
+    >>> import hsv
+    >>> sys = hsv.DiagonalStateSpace([0.5], [[3.0]], [[1.0]], dt=True)
+    >>> hsv.controllability_gramian(sys)                                     # 9 / (1 - 0.25)
+    array([[12.]])
+    >>> hsv.controllability_gramian(sys, horizon=2)                          # 9 (1 + 0.25)
+    array([[11.25]])
+    """
+    if horizon is not None:
+        return _finite_gramian(sys, _check_horizon(sys, horizon))
+    if isinstance(sys, DiagonalStateSpace):
+        require_stable(sys)
+        B = widen(sys.B)
+        return round_to((B @ conjugate_transpose(B)) / _denominators(sys), sys.B)
+    L = widen(controllability_factor(sys))
+    return round_to(L @ conjugate_transpose(L), sys.B)
+
+
+def observability_gramian(sys: LinearSystem, horizon: int | None = None) -> Array:
+    r"""Return the observability Gramian :math:`Q`.
+
+    .. math:: Q = \sum_{k=0}^{\infty} (A^H)^k C^H C A^k \qquad\text{or}\qquad Q = \int_0^\infty e^{A^H t} C^H C e^{At}\,dt
+
+    Everything else as in :func:`controllability_gramian`, whose dual it is.
+
+    Examples
+    --------
+    >>> import hsv
+    >>> sys = hsv.DiagonalStateSpace([0.5], [[1.0]], [[3.0]], dt=True)
+    >>> hsv.observability_gramian(sys)
+    array([[12.]])
+    """
+    return controllability_gramian(dual(sys), horizon)
+
+
+def controllability_factor(sys: LinearSystem) -> Array:
+    r"""Return :math:`L` with :math:`P = L L^H`, without ever forming :math:`P`.
+
+    Returns
+    -------
+    array
+        Shape ``(..., n, n)``; array type, device and precision of the input. For a diagonal system the columns are those of a pivoted
+        triangular factor, largest first; for a dense one ``L`` is a square root in the original coordinates.
+
+    Raises
+    ------
+    UnstableSystemError
+
+    Notes
+    -----
+    Diagonal systems: elimination with diagonal pivoting on the generators of the Cauchy-like Gramian. With :math:`k` the pivot, the
+    unitary rotation that leaves only the first entry :math:`\gamma` of row :math:`g_k` makes the column
+    :math:`g_{i1}\,\sqrt{d_{kk}}/d_{ik}` of :math:`L`, and the Schur complement has the same generators but for
+    :math:`g_{i1} \leftarrow g_{i1}\,(\lambda_i - \lambda_k)/d_{ik}`. For one input these are products alone, so every entry has high
+    relative accuracy; for several each row has it. ``O(n^2 m)``, batched, on the device of the arrays.
+
+    Dense systems: Hammarling's method on a Schur form, on the host, ``O(n^3)``.
+
+    References
+    ----------
+    Demmel, "Accurate singular value decompositions of structured matrices", SIAM J. Matrix Anal. Appl. 21 (1999). Kailath and Sayed,
+    "Displacement structure: theory and applications", SIAM Review 37 (1995), section 5. Hammarling, "Numerical solution of the
+    stable, non-negative definite Lyapunov equation", IMA J. Numer. Anal. 2 (1982).
+
+    Examples
+    --------
+    >>> import hsv
+    >>> sys = hsv.DiagonalStateSpace([0.6], [[4.0]], [[1.0]], dt=True)
+    >>> hsv.controllability_factor(sys)                                      # sqrt(16 / (1 - 0.36))
+    array([[5.]])
+    """
+    return round_to(factor(sys), sys.B)
+
+
+def observability_factor(sys: LinearSystem) -> Array:
+    r"""Return :math:`L` with :math:`Q = L L^H`, without ever forming :math:`Q`; the dual of :func:`controllability_factor`.
+
+    Examples
+    --------
+    >>> import hsv
+    >>> sys = hsv.DiagonalStateSpace([0.6], [[1.0]], [[4.0]], dt=True)
+    >>> hsv.observability_factor(sys)
+    array([[5.]])
+    """
+    return controllability_factor(dual(sys))
+
+
+def factor(sys: LinearSystem) -> Array:
+    """:func:`controllability_factor` in double precision, as the rest of the library uses it."""
+    require_stable(sys)
+    if isinstance(sys, DiagonalStateSpace):
+        return _cauchy_factor(widen(sys.B), _differences(sys), _denominators(sys))
+    from hsv._lyapunov import solve_lyapunov_factored  # deferred: loads the compiled kernels
+
+    assert isinstance(sys, StateSpace)
+    return solve_lyapunov_factored(widen(sys.A), widen(sys.B), discrete=sys.is_discrete)
+
+
+def dual(sys: LinearSystem) -> LinearSystem:
+    """Return the system ``(A^H, C^H, B^H, D^H)``: its controllability Gramian is the observability Gramian of `sys`."""
+    B, C, D = conjugate_transpose(sys.C), conjugate_transpose(sys.B), conjugate_transpose(sys.D)
+    if isinstance(sys, DiagonalStateSpace):
+        log_poles = None if sys.log_poles is None else conjugate(sys.log_poles)
+        return sys._rebuild(conjugate(sys.poles()), log_poles, B, C, D)
+    assert isinstance(sys, StateSpace)
+    return StateSpace(conjugate_transpose(sys.A), B, C, D, dt=sys.dt)
+
+
+def require_stable(sys: LinearSystem) -> None:
+    """Raise :class:`UnstableSystemError` that names the worst pole; dense systems are left to the solver, which sees the Schur form."""
+    if not isinstance(sys, DiagonalStateSpace):
+        return
+    xp = namespace(sys.B)
+    margin = stability_margin(sys)
+    if bool(xp.all(margin > 0)):
+        return
+    host = to_host(margin)
+    index = np.unravel_index(int(np.argmin(host)), host.shape)
+    system = f"system {tuple(int(i) for i in index[:-1])}, " if len(index) > 1 else ""
+    where = f"({system}state {int(index[-1])})"
+    if sys.is_discrete:
+        raise UnstableSystemError(f"spectral radius {1 - host[index]:.10g} {where} must be below 1; remove or stabilise the poles with |pole| >= 1")
+    raise UnstableSystemError(f"spectral abscissa {-host[index]:.10g} {where} must be below 0; remove or stabilise the poles with Re(pole) >= 0")
+
+
+def _finite_gramian(sys: LinearSystem, horizon: int) -> Array:
+    """Sum of `horizon` terms by doubling: ``P_{j+k} = P_j + A^j P_k A^{jH}``; only sums of positive semidefinite terms."""
+    diagonal = isinstance(sys, DiagonalStateSpace)
+    power = widen(sys.poles()[..., :, None] if isinstance(sys, DiagonalStateSpace) else sys.A)  # type: ignore[attr-defined]
+    B = widen(sys.B)
+
+    def advance(by: Array, P: Array) -> Array:
+        return by * P * conjugate_transpose(by) if diagonal else by @ P @ conjugate_transpose(by)
+
+    block = B @ conjugate_transpose(B)  # the sum of the first 2^j terms
+    total, shift = zeros(tuple(block.shape), block), None  # the sum so far, and A to the number of its terms
+    remaining = horizon
+    while remaining:
+        if remaining & 1:
+            total = block if shift is None else total + advance(shift, block)
+            shift = power if shift is None else (shift * power if diagonal else shift @ power)
+        remaining >>= 1
+        if remaining:
+            block = block + advance(power, block)
+            power = power * power if diagonal else power @ power
+    return round_to(total, sys.B)
+
+
+def _check_horizon(sys: LinearSystem, horizon: int) -> int:
+    if isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)):
+        raise DtypeError(f"horizon must be an int (a number of steps) or None (infinite), got {horizon!r}")
+    if not sys.is_discrete:
+        raise HsvError("horizon counts steps, which a continuous system does not have; discretize it first, or pass horizon=None")
+    if horizon < 1:
+        raise HsvError(f"horizon must be at least 1 step, got {horizon}")
+    return int(horizon)
+
+
+def _cauchy_factor(G: Array, differences: Array, denominators: Array) -> Array:
+    """Factor the matrix with entries ``g_i g_j^H / d_ij`` by pivoted elimination on its generators ``G (..., n, m)``; see :func:`controllability_factor`."""
+    xp = namespace(G)
+    n, m = G.shape[-2], G.shape[-1]
+    if m > n:  # G G^H needs n columns at the most
+        G = conjugate_transpose(xp.linalg.qr(conjugate_transpose(G), mode="reduced")[1])
+    pole_gap = real(xp.linalg.diagonal(denominators))  # (..., n): 1 - |l_i|^2 or -2 Re l_i
+    columns = []
+    for _ in range(n):
+        diagonal = xp.sum(squared_modulus(G), axis=-1) / pole_gap  # of the Schur complement
+        pivot = xp.argmax(diagonal, axis=-1)[..., None, None]  # (..., 1, 1)
+        if G.shape[-1] > 1:
+            G = _rotate_into_first(G, pivot)
+        denominator = _take(denominators, pivot, axis=-1)[..., 0]  # d_ik, (..., n)
+        first = G[..., 0]
+        columns.append(first * (xp.sqrt(_take(pole_gap[..., None, :], pivot, axis=-1)[..., 0]) / denominator))
+        first = first * (_take(differences, pivot, axis=-1)[..., 0] / denominator)
+        G = xp.concat([first[..., None], G[..., 1:]], axis=-1) if G.shape[-1] > 1 else first[..., None]
+    return xp.stack(columns, axis=-1)
+
+
+def _rotate_into_first(G: Array, pivot: Array) -> Array:
+    """Multiply ``G`` from the right by the Householder reflection that turns the pivot row into ``(gamma, 0, ..., 0)``."""
+    xp = namespace(G)
+    row = _take(G, pivot, axis=-2)  # (..., 1, m)
+    norm = xp.sqrt(xp.sum(squared_modulus(row), axis=-1, keepdims=True))
+    head = row[..., :1]
+    size = xp.abs(head)
+    sign = xp.where(size > 0, head / xp.where(size > 0, size, xp.ones_like(size)), xp.ones_like(head))
+    v = xp.concat([head + sign * norm, row[..., 1:]], axis=-1)  # (..., 1, m)
+    square = norm * (norm + size)  # |v|^2 / 2
+    scale = xp.where(square > 0, 1.0 / xp.where(square > 0, square, xp.ones_like(square)), xp.zeros_like(square))
+    return G - ((G @ conjugate_transpose(v)) * scale) @ v
+
+
+def _take(x: Array, index: Array, axis: int) -> Array:
+    """Select one slice along `axis` in every system of the batch; the axis stays, with length one."""
+    xp = namespace(x)
+    shape = list(x.shape)
+    shape[axis] = 1
+    return xp.take_along_axis(x, xp.broadcast_to(index, tuple(shape)), axis=axis)
+
+
+def _differences(sys: DiagonalStateSpace) -> Array:
+    """``l_i - l_k`` for every pair, ``(..., n, n)``; from log-poles, where there are any, so that close poles keep their digits."""
+    if sys.log_poles is not None:
+        logs, poles = widen(sys.log_poles), widen(sys.poles())
+        gap = logs[..., :, None] - logs[..., None, :]
+        return poles[..., None, :] * _expm1(gap)
+    poles = widen(sys.poles())
+    return poles[..., :, None] - poles[..., None, :]
+
+
+def _denominators(sys: DiagonalStateSpace) -> Array:
+    """``1 - l_i conj(l_j)`` or ``-(l_i + conj(l_j))`` for every pair, ``(..., n, n)``, without cancellation."""
+    if sys.log_poles is not None:
+        logs = widen(sys.log_poles)
+        return -_expm1(logs[..., :, None] + conjugate(logs)[..., None, :])
+    poles = widen(sys.poles())
+    if not sys.is_discrete:
+        return -(poles[..., :, None] + conjugate(poles)[..., None, :])
+    re, im = real(poles), imag(poles)
+    row_re, row_im = re[..., None, :], im[..., None, :]
+    re, im = re[..., :, None], im[..., :, None]
+    if not is_complex(poles):
+        return _one_minus((re, row_re))
+    plus, plus_error = _two_product(re, row_im)
+    minus, minus_error = _two_product(im, row_re)
+    return to_complex(_one_minus((re, row_re), (im, row_im)), (plus - minus) + (plus_error - minus_error))
+
+
+def _one_minus(*pairs: tuple[Array, Array]) -> Array:
+    """``1 - sum(a b)`` as if computed in twice the working precision (compensated, after Ogita, Rump and Oishi 2005)."""
+    total: Any = 1.0
+    correction: Any = 0.0
+    for a, b in pairs:
+        product, product_error = _two_product(a, b)
+        new = total - product
+        part = new - total
+        correction = correction + ((total - (new - part)) + (-product - part)) - product_error
+        total = new
+    return total + correction
+
+
+def _two_product(a: Array, b: Array) -> tuple[Array, Array]:
+    """Return the rounded product and its exact rounding error (Dekker 1971)."""
+    product = a * b
+    a_high, a_low = _split(a)
+    b_high, b_low = _split(b)
+    return product, ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+
+
+def _split(a: Array) -> tuple[Array, Array]:
+    scaled = 134217729.0 * a  # 2^27 + 1: halves of 26 bits
+    high = scaled - (scaled - a)
+    return high, a - high
+
+
+def _expm1(z: Array) -> Array:
+    """``exp(z) - 1`` for complex ``z``, accurate near every multiple of ``2 pi i``."""
+    xp = namespace(z)
+    if not is_complex(z):
+        return xp.expm1(z)
+    x, y = xp.real(z), xp.imag(z)
+    half_sine = xp.sin(y / 2)
+    return to_complex(xp.expm1(x) * xp.cos(y) - 2 * half_sine * half_sine, xp.exp(x) * xp.sin(y))

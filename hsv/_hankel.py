@@ -1,0 +1,95 @@
+"""Hankel singular values."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from hsv._array import Array, conjugate_transpose, imag, namespace, real, round_to, transpose
+from hsv._gramians import dual, factor
+from hsv._systems import DiagonalStateSpace, LinearSystem
+
+
+class Factors(NamedTuple):
+    """Factors of both Gramians in double precision, in the coordinates in which the algebra is done.
+
+    For a system made by :func:`hsv.real_part` these are the real coordinates of its ``to_dense()``.
+    """
+
+    controllability: Array
+    observability: Array
+
+
+def hankel_singular_values(sys: LinearSystem) -> Array:
+    r"""Return the Hankel singular values :math:`\sigma_1 \ge \dots \ge \sigma_n \ge 0`.
+
+    .. math:: \sigma_i = \sqrt{\lambda_i(P Q)} = \sigma_i(L_o^H L_c), \qquad P = L_c L_c^H,\ Q = L_o L_o^H
+
+    They are the singular values of the map from past inputs to future outputs: how much each state of the balanced system matters.
+
+    Returns
+    -------
+    array
+        Shape ``(..., n)``, descending, real, never negative, never NaN; array library, device and precision of the input.
+
+    Raises
+    ------
+    UnstableSystemError
+
+    Notes
+    -----
+    From factors, never from the product ``P Q``, whose eigenvalues have half the digits. The error of every value is a small multiple of
+    ``eps * sigma_1``. Values do not depend on coordinates, nor on ``D``. Diagonal systems: ``O(n^2 m + n^3)`` on the device of the
+    arrays; dense systems: ``O(n^3)`` on the host.
+
+    References
+    ----------
+    Tombs and Postlethwaite, "Truncated balanced realization of a stable non-minimal state-space system", Int. J. Control 46 (1987).
+
+    Examples
+    --------
+    >>> import hsv
+    >>> sys = hsv.StateSpace([[1, -2], [3, -4]], [[5], [7]], [[6, 8]], dt=0)
+    >>> hsv.hankel_singular_values(sys).round(5)
+    array([24.42686,  0.57314])
+    """
+    factors = gramian_factors(sys)
+    return round_to(singular_values(factors), real(sys.B))
+
+
+def singular_values(factors: Factors) -> Array:
+    """Singular values of ``Lo^H Lc``."""
+    xp = namespace(factors.controllability)
+    return xp.linalg.svdvals(conjugate_transpose(factors.observability) @ factors.controllability)
+
+
+def gramian_factors(sys: LinearSystem) -> Factors:
+    """Return the factors of both Gramians; real ones wherever the system is real in some known coordinates."""
+    factors = Factors(factor(sys), factor(dual(sys)))
+    if isinstance(sys, DiagonalStateSpace) and sys._conjugate_pairs:
+        return Factors(*(_real_factor(L) for L in factors))
+    return factors
+
+
+def to_real_coordinates(x: Array) -> Array:
+    """Multiply by the unitary ``[[I, I], [-iI, iI]] / sqrt(2)``, which maps ``(h, conj h)`` to ``sqrt(2) (Re h, Im h)``."""
+    xp = namespace(x)
+    half = x.shape[-2] // 2
+    top, bottom = x[..., :half, :], x[..., half:, :]
+    return xp.concat([top + bottom, -1j * (top - bottom)], axis=-2) / math.sqrt(2.0)
+
+
+def from_real_coordinates(x: Array) -> Array:
+    """The inverse of :func:`to_real_coordinates`, for a real `x`."""
+    xp = namespace(x)
+    half = x.shape[-2] // 2
+    re, im = x[..., :half, :], x[..., half:, :]
+    return xp.concat([re + 1j * im, re - 1j * im], axis=-2) / math.sqrt(2.0)
+
+
+def _real_factor(L: Array) -> Array:
+    """Real factor of the Gramian, real in the new coordinates, that the complex ``L`` factors: ``Re Re^T + Im Im^T``, compressed."""
+    xp = namespace(L)
+    rotated = to_real_coordinates(L)
+    wide = xp.concat([real(rotated), imag(rotated)], axis=-1)
+    return transpose(xp.linalg.qr(transpose(wide), mode="reduced")[1])

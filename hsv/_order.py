@@ -1,0 +1,186 @@
+"""How many states to keep: each rule turns Hankel singular values into an order."""
+
+from __future__ import annotations
+
+import abc
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from hsv._errors import DtypeError, HsvError, OrderError
+
+
+class Rule(abc.ABC):
+    """A rule that chooses an order for each system from its Hankel singular values."""
+
+    @abc.abstractmethod
+    def choose(self, sigma: np.ndarray) -> np.ndarray:
+        """Return the order for each system.
+
+        Parameters
+        ----------
+        sigma : numpy.ndarray
+            Shape ``(..., n)``, float64, descending, not negative.
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape ``(...)``, int64, between 0 (nothing to keep: all values are zero) and ``n``.
+        """
+
+
+@dataclass(frozen=True)
+class Order(Rule):
+    """Keep exactly `n_states` states.
+
+    Examples
+    --------
+    >>> import hsv, numpy
+    >>> int(hsv.Order(2).choose(numpy.array([3.0, 2.0, 1.0])))
+    2
+    """
+
+    n_states: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.n_states, bool) or not isinstance(self.n_states, (int, np.integer)):
+            raise DtypeError(f"Order takes an int, got {self.n_states!r}; a share of the Hankel sum is hsv.HankelSum(keep=...)")
+        if self.n_states < 1:
+            raise OrderError(f"Order must be at least 1, got {self.n_states}")
+
+    def choose(self, sigma: np.ndarray) -> np.ndarray:
+        n = sigma.shape[-1]
+        if self.n_states > n:
+            raise OrderError(f"Order must be in [1, {n}], got {self.n_states}; pass hsv.ErrorBound(...) to let the bound choose")
+        return np.where(sigma[..., 0] > 0, self.n_states, 0)
+
+
+@dataclass(frozen=True, init=False)
+class _Share(Rule):
+    """The least order whose discarded part is at most the share `discard` of a sum."""
+
+    discard: float
+
+    def __init__(self, *, keep: float | None = None, discard: float | None = None) -> None:
+        name = type(self).__name__
+        if (keep is None) == (discard is None):
+            raise DtypeError(f"{name} takes either keep=... or discard=..., got {'both' if keep is not None else 'neither'}")
+        given, value = ("keep", keep) if keep is not None else ("discard", discard)
+        checked = _number(f"{name}({given}=...)", value)
+        if not 0 <= checked <= 1 or checked == (0 if given == "keep" else 1):
+            allowed = "(0, 1]" if given == "keep" else "[0, 1)"
+            raise OrderError(f"{name}({given}=...) is a share in {allowed}, got {value!r}")
+        object.__setattr__(self, "discard", checked if given == "discard" else 1.0 - checked)
+
+    def _weights(self, sigma: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+    def choose(self, sigma: np.ndarray) -> np.ndarray:
+        top = np.maximum(sigma[..., :1], np.finfo(np.float64).tiny)
+        tails = _tails(self._weights(sigma / top))
+        # A share like 0.1 of ten equal values must discard one of them: allow the rounding of the sums, not more.
+        allowed = self.discard * tails[..., :1] * (1 + sigma.shape[-1] * np.finfo(np.float64).eps)
+        return np.asarray(np.argmax(tails <= allowed, axis=-1))  # tails[..., n] = 0 always meets it
+
+
+class HankelSum(_Share):
+    """The least order that keeps the share `keep` (or loses at most `discard`) of the plain sum of Hankel singular values.
+
+    ``discard`` is the tolerance ``tau`` of CompreSSM: ``r = min k`` with ``sum_{i<=k} sigma_i >= (1 - tau) sum sigma``.
+
+    Examples
+    --------
+    >>> import hsv, numpy
+    >>> int(hsv.HankelSum(discard=0.1).choose(numpy.array([6.0, 3.0, 0.5, 0.5])))
+    2
+    """
+
+    def _weights(self, sigma: np.ndarray) -> np.ndarray:
+        return sigma
+
+
+class HankelEnergy(_Share):
+    """The least order that keeps the share `keep` (or loses at most `discard`) of the sum of squared Hankel singular values.
+
+    Examples
+    --------
+    >>> import hsv, numpy
+    >>> int(hsv.HankelEnergy(keep=0.99).choose(numpy.array([10.0, 1.0, 0.1])))
+    1
+    """
+
+    def _weights(self, sigma: np.ndarray) -> np.ndarray:
+        return sigma * sigma
+
+
+@dataclass(frozen=True)
+class Threshold(Rule):
+    """Keep the values above `relative` times the largest one.
+
+    Examples
+    --------
+    >>> import hsv, numpy
+    >>> int(hsv.Threshold(1e-2).choose(numpy.array([10.0, 1.0, 0.1])))
+    2
+    """
+
+    relative: float
+
+    def __post_init__(self) -> None:
+        if not 0 < _number("Threshold", self.relative) < 1:
+            raise OrderError(f"Threshold is relative to the largest value and must be in (0, 1), got {self.relative!r}")
+
+    def choose(self, sigma: np.ndarray) -> np.ndarray:
+        return np.asarray(np.sum(sigma > self.relative * sigma[..., :1], axis=-1))
+
+
+@dataclass(frozen=True)
+class ErrorBound(Rule):
+    """The least order whose H-infinity error bound, twice the sum of the discarded values, is at most `bound` (absolute).
+
+    Examples
+    --------
+    >>> import hsv, numpy
+    >>> int(hsv.ErrorBound(0.5).choose(numpy.array([10.0, 1.0, 0.2])))
+    2
+    """
+
+    bound: float
+
+    def __post_init__(self) -> None:
+        if not 0 < _number("ErrorBound", self.bound) < math.inf:
+            raise OrderError(f"ErrorBound must be a positive finite number, got {self.bound!r}")
+
+    def choose(self, sigma: np.ndarray) -> np.ndarray:
+        return np.asarray(np.argmax(2 * _tails(sigma) <= self.bound, axis=-1))
+
+
+def as_rule(rule: Rule | int) -> Rule:
+    """Return the rule; an int means :class:`Order`.
+
+    Raises
+    ------
+    DtypeError
+        A float or anything else: is it an order, a share or a bound?
+    """
+    if isinstance(rule, Rule):
+        return rule
+    if isinstance(rule, (int, np.integer)) and not isinstance(rule, bool):
+        return Order(int(rule))
+    known = ", ".join(sorted(f"hsv.{cls.__name__}" for cls in (Order, HankelSum, HankelEnergy, Threshold, ErrorBound)))
+    raise DtypeError(f"rule must be an int (the order) or one of {known}; got {rule!r}")
+
+
+def _tails(values: np.ndarray) -> np.ndarray:
+    """``tails[..., k] = sum_{i >= k} values[..., i]`` for k = 0 .. n, summed from the small end."""
+    sums = np.cumsum(values[..., ::-1], axis=-1)[..., ::-1]
+    return np.concatenate([sums, np.zeros((*values.shape[:-1], 1))], axis=-1)
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise DtypeError(f"{name} takes a number, got {value!r}")
+    if math.isnan(value):
+        raise HsvError(f"{name} takes a number, got nan")
+    return float(value)

@@ -1,0 +1,548 @@
+"""Linear time-invariant systems: checked once, then frozen."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Self
+
+import numpy as np
+
+from hsv._array import (
+    Array,
+    as_arrays,
+    broadcast_batch,
+    conjugate,
+    dtype_name,
+    eye,
+    imag,
+    is_complex,
+    namespace,
+    on_host,
+    real,
+    require_finite,
+    require_square,
+    round_to,
+    to_complex,
+    to_host,
+    transpose,
+    widen,
+    zeros,
+)
+from hsv._errors import DtypeError, HsvError, IllConditionedError, ShapeError
+
+
+class LinearSystem:
+    """What dense and diagonal systems share: the maps ``B``, ``C``, ``D``, the time base and the shapes.
+
+    Not made directly: use :class:`StateSpace` or :class:`DiagonalStateSpace`.
+    """
+
+    __slots__ = ("_frozen", "B", "C", "D", "dt")
+
+    B: Array
+    C: Array
+    D: Array
+    dt: float | bool
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if getattr(self, "_frozen", False):
+            raise AttributeError(f"a {type(self).__name__} is frozen: make a new one instead of setting {name}")
+        object.__setattr__(self, name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._all_slots()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def _all_slots(cls) -> list[str]:
+        return [name for base in cls.__mro__ for name in getattr(base, "__slots__", ())]
+
+    @property
+    def n_states(self) -> int:
+        """Number of states ``n``."""
+        return int(self.B.shape[-2])
+
+    @property
+    def n_inputs(self) -> int:
+        """Number of inputs ``m``."""
+        return int(self.B.shape[-1])
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of outputs ``p``."""
+        return int(self.C.shape[-2])
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Leading axes: one independent system for each index; ``()`` for one system."""
+        return tuple(self.B.shape[:-2])
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether the system is in discrete time (``dt != 0``)."""
+        return self.dt is True or self.dt > 0
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether the matrices are stored in a complex dtype."""
+        return is_complex(self.B)
+
+    @property
+    def step(self) -> float:
+        """Length of one step in seconds; 1 where ``dt=True`` (steps are then the unit of time), 0 in continuous time."""
+        return float(self.dt)
+
+    def __neg__(self) -> Self:
+        return self._with_outputs(-self.C, -self.D)
+
+    def __sub__(self, other: LinearSystem) -> LinearSystem:
+        return self + (-other)
+
+    def __add__(self, other: LinearSystem) -> LinearSystem:
+        """Parallel connection: the outputs of both systems for the same input, added."""
+        if not isinstance(other, LinearSystem):
+            return NotImplemented
+        if other.dt != self.dt or (other.dt is True) != (self.dt is True):
+            raise HsvError(f"the two systems must have the same dt, got {self.dt!r} and {other.dt!r}; discretize or relabel one of them")
+        if (self.n_inputs, self.n_outputs) != (other.n_inputs, other.n_outputs):
+            raise ShapeError(
+                f"the two systems must have the same inputs and outputs, got {self.n_inputs} -> {self.n_outputs} and {other.n_inputs} -> {other.n_outputs}"
+            )
+        return _parallel(self, other)
+
+    def _with_outputs(self, C: Array, D: Array) -> Self:
+        raise NotImplementedError
+
+    def poles(self) -> Array:
+        """Return the eigenvalues of ``A``, shape ``(..., n)``."""
+        raise NotImplementedError
+
+    def _describe(self, kind: str) -> str:
+        batch = f"batch {self.batch_shape}, " if self.batch_shape else ""
+        if not self.is_discrete:
+            time = "continuous"
+        else:
+            time = "discrete" if self.dt is True else f"discrete, dt={self.dt} s"
+        return f"<{kind}: {batch}{self.n_states} states, {self.n_inputs} inputs, {self.n_outputs} outputs, {time}, {dtype_name(self.B)}>"
+
+
+class StateSpace(LinearSystem):
+    r"""A dense linear system, or a batch of them.
+
+    .. math:: x_{k+1} = A x_k + B u_k,\quad y_k = C x_k + D u_k \qquad\text{or}\qquad \dot x = A x + B u,\quad y = C x + D u
+
+    Parameters
+    ----------
+    A, B, C : array
+        Shapes ``(..., n, n)``, ``(..., n, m)``, ``(..., p, n)``. Leading axes are a batch of independent systems and broadcast
+        against each other. NumPy, CuPy, torch or any other array that follows the array API standard; lists become NumPy arrays.
+    D : array, optional
+        Shape ``(..., p, m)``; zero if left out.
+    dt : float or bool
+        ``0``: continuous time. ``True``: discrete time, a step is the unit of time. A positive number: discrete time, seconds a step.
+
+    Raises
+    ------
+    ShapeError, DtypeError, NonFiniteError
+        The arrays do not fit together, are no numbers, or contain NaN or infinity.
+
+    Examples
+    --------
+    >>> import hsv
+    >>> sys = hsv.StateSpace([[0.5]], [[1.0]], [[2.0]], dt=True)
+    >>> sys
+    <StateSpace: 1 states, 1 inputs, 1 outputs, discrete, float64>
+    >>> sys.impulse_response(3)[:, 0, 0]
+    array([0., 2., 1.])
+    """
+
+    __slots__ = ("A",)
+
+    A: Array
+
+    def __init__(self, A: Any, B: Any, C: Any, D: Any = None, *, dt: float | bool) -> None:
+        A, B, C, D = as_arrays("ABCD", (A, B, C, D))
+        require_square("A", A)
+        B, C, D, batch = _check_maps(A.shape[-1], tuple(A.shape[:-2]), B, C, D)
+        for name, array in zip("ABCD", (A, B, C, D), strict=True):
+            require_finite(name, array)
+        self.A, self.B, self.C, self.D = broadcast_batch(A, batch, 2), B, C, D
+        self.dt = _check_dt(dt)
+        self._frozen = True
+
+    def __repr__(self) -> str:
+        return self._describe("StateSpace")
+
+    def _with_outputs(self, C: Array, D: Array) -> StateSpace:
+        return StateSpace(self.A, self.B, C, D, dt=self.dt)
+
+    def poles(self) -> Array:
+        """Return the eigenvalues of ``A``, shape ``(..., n)``, complex; computed on the host."""
+        return on_host(lambda a: np.linalg.eigvals(a).astype(np.result_type(a, np.complex64)), self.A, reason="the general eigenvalue problem")
+
+    def to_dense(self) -> StateSpace:
+        """Return the system itself."""
+        return self
+
+    def frequency_response(self, w: Any) -> Array:
+        r"""Return :math:`G(e^{i w \Delta t})` or :math:`G(i w)`, with :math:`G(z) = C (z I - A)^{-1} B + D`.
+
+        Parameters
+        ----------
+        w : array
+            Shape ``(k,)``, or ``(..., k)`` with the batch axes of the system: frequencies in rad/s, or rad/sample where ``dt=True``.
+
+        Returns
+        -------
+        array
+            Shape ``(..., k, p, m)``, complex. One linear solve a frequency: ``O(k n^3)``.
+        """
+        xp = namespace(self.A)
+        z = _contour(self, w)[..., None, None]  # (..., k, 1, 1)
+        A, B, C, D = (xp.astype(widen(x), xp.complex128)[..., None, :, :] for x in (self.A, self.B, self.C, self.D))
+        B = broadcast_batch(B, tuple(np.broadcast_shapes(z.shape[:-2], B.shape[:-2])), 2)
+        response = C @ xp.linalg.solve(z * eye(self.n_states, A) - A, B) + D
+        return round_to(response, self.A)
+
+    def impulse_response(self, n_steps: int) -> Array:
+        """Return ``D, C B, C A B, C A^2 B, ...``, shape ``(..., n_steps, p, m)``; by doubling, ``O(n^3 log n_steps)`` + the products."""
+        _check_steps(self, n_steps)
+        xp = namespace(self.A)
+        A, B, C = (widen(x) for x in (self.A, self.B, self.C))
+        states, power = B[..., None, :, :], A  # states: A^k B for k = 0, 1, ...
+        while states.shape[-3] < n_steps - 1:
+            states = xp.concat([states, power[..., None, :, :] @ states], axis=-3)
+            power = power @ power
+        tail = C[..., None, :, :] @ states[..., : max(n_steps - 1, 0), :, :]
+        return round_to(xp.concat([widen(self.D)[..., None, :, :], tail], axis=-3), self.A)
+
+
+class DiagonalStateSpace(LinearSystem):
+    r"""A linear system with a diagonal state matrix, or a batch of them: the core of LRU, S5 and S4D layers.
+
+    .. math:: x_{k+1} = \operatorname{diag}(\lambda) x_k + B u_k,\qquad y_k = C x_k + D u_k
+
+    Everything that has a closed form for a diagonal matrix uses it: Gramians, their factors, simulation. The reduction of such a
+    system is a dense :class:`StateSpace`; :func:`hsv.diagonalize` takes it back.
+
+    Parameters
+    ----------
+    poles : array
+        Shape ``(..., n)``, real or complex.
+    B, C, D, dt
+        As for :class:`StateSpace`.
+
+    Examples
+    --------
+    >>> import hsv
+    >>> sys = hsv.DiagonalStateSpace([0.5, -0.5], [[1.0], [1.0]], [[1.0, 1.0]], dt=True)
+    >>> sys.impulse_response(4)[:, 0, 0]
+    array([0., 2., 0., 0.5])
+    """
+
+    __slots__ = ("_conjugate_pairs", "_poles", "log_poles")
+
+    log_poles: Array | None
+    _poles: Array
+    _conjugate_pairs: bool
+
+    def __init__(self, poles: Any, B: Any, C: Any, D: Any = None, *, dt: float | bool) -> None:
+        poles, B, C, D = as_arrays(("poles", "B", "C", "D"), (poles, B, C, D))
+        self._set(poles, None, B, C, D, _check_dt(dt))
+
+    @classmethod
+    def from_log_poles(cls, log_poles: Any, B: Any, C: Any, D: Any = None, *, dt: float | bool = True) -> DiagonalStateSpace:
+        """Make a discrete system whose poles are ``exp(log_poles)``.
+
+        Where a model stores the logarithm of its poles, this keeps every digit of ``1 - |pole|`` near the unit circle, on which
+        the Gramians depend; ``exp`` would round them away.
+
+        Examples
+        --------
+        >>> import hsv
+        >>> sys = hsv.DiagonalStateSpace.from_log_poles([-1e-12], [[1.0]], [[1.0]])
+        >>> float(hsv.controllability_gramian(sys)[0, 0])      # 1 / (1 - exp(-2e-12))
+        500000000000.5
+        """
+        if _check_dt(dt) == 0:
+            raise HsvError("log_poles describe a discrete system, got dt=0; pass poles to DiagonalStateSpace for continuous time")
+        log_poles, B, C, D = as_arrays(("log_poles", "B", "C", "D"), (log_poles, B, C, D))
+        self = cls.__new__(cls)
+        require_finite("log_poles", log_poles)
+        self._set(namespace(log_poles).exp(log_poles), log_poles, B, C, D, dt)
+        return self
+
+    def _set(self, poles: Array, log_poles: Array | None, B: Array, C: Array, D: Array | None, dt: float | bool) -> None:
+        if poles.ndim < 1 or poles.shape[-1] == 0:
+            raise ShapeError(f"poles must have shape (..., n) with n >= 1, got {tuple(poles.shape)}")
+        B, C, D, batch = _check_maps(poles.shape[-1], tuple(poles.shape[:-1]), B, C, D)
+        for name, array in zip(("poles", "B", "C", "D"), (poles, B, C, D), strict=True):
+            require_finite(name, array)
+        self._poles, self.B, self.C, self.D, self.dt = broadcast_batch(poles, batch, 1), B, C, D, dt
+        self.log_poles = None if log_poles is None else broadcast_batch(log_poles, batch, 1)
+        self._conjugate_pairs = False
+        self._frozen = True
+
+    def __repr__(self) -> str:
+        return self._describe("DiagonalStateSpace")
+
+    def _with_outputs(self, C: Array, D: Array) -> DiagonalStateSpace:
+        return self._rebuild(self._poles, self.log_poles, self.B, C, D)
+
+    def _rebuild(self, poles: Array, log_poles: Array | None, B: Array, C: Array, D: Array) -> DiagonalStateSpace:
+        if log_poles is not None:
+            return DiagonalStateSpace.from_log_poles(log_poles, B, C, D, dt=self.dt)
+        return DiagonalStateSpace(poles, B, C, D, dt=self.dt)
+
+    def poles(self) -> Array:
+        """Return the poles, shape ``(..., n)``, in the order of the states."""
+        return self._poles
+
+    def to_dense(self) -> StateSpace:
+        """Return the same system with a dense state matrix.
+
+        A system made by :func:`hsv.real_part` comes back real: its pairs ``diag(l, conj l)`` become
+        ``[[Re l, -Im l], [Im l, Re l]]``, an orthonormal change of the state's coordinates.
+        """
+        if self._conjugate_pairs:
+            half = self.n_states // 2
+            xp = namespace(self.B)
+            poles, B, C = self._poles[..., :half], self.B[..., :half, :], self.C[..., :, :half]
+            re, im = real(poles)[..., None] * eye(half, real(poles)), imag(poles)[..., None] * eye(half, real(poles))
+            A = xp.concat([xp.concat([re, -im], axis=-1), xp.concat([im, re], axis=-1)], axis=-2)
+            root2 = math.sqrt(2.0)
+            B2 = root2 * xp.concat([real(B), imag(B)], axis=-2)
+            C2 = root2 * xp.concat([real(C), -imag(C)], axis=-1)  # self.C holds C / 2
+            return StateSpace(A, B2, C2, real(self.D), dt=self.dt)
+        return StateSpace(self._poles[..., None] * eye(self.n_states, self._poles), self.B, self.C, self.D, dt=self.dt)
+
+    def frequency_response(self, w: Any) -> Array:
+        """Return the transfer function on the unit circle or the imaginary axis, shape ``(..., k, p, m)``; see :meth:`StateSpace.frequency_response`.
+
+        ``O(k n m p)``: a product, no linear solve.
+        """
+        xp = namespace(self.B)
+        z = _contour(self, w)  # (..., k)
+        poles, B, C, D = (xp.astype(widen(x), xp.complex128) for x in (self._poles, self.B, self.C, self.D))
+        resolvent = 1.0 / (z[..., :, None] - poles[..., None, :])  # (..., k, n)
+        response = (C[..., None, :, :] * resolvent[..., :, None, :]) @ B[..., None, :, :] + D[..., None, :, :]
+        return round_to(response, xp.astype(self.B, xp.complex64) if dtype_name(self.B) == "float32" else self.B)
+
+    def impulse_response(self, n_steps: int) -> Array:
+        """Return ``D, C B, C A B, C A^2 B, ...``, shape ``(..., n_steps, p, m)``; ``O(n_steps n m p)``."""
+        _check_steps(self, n_steps)
+        xp = namespace(self.B)
+        poles, B, C = (widen(x) for x in (self._poles, self.B, self.C))
+        powers, power = xp.ones_like(poles)[..., None, :], poles  # (..., steps, n)
+        while powers.shape[-2] < n_steps - 1:
+            powers = xp.concat([powers, power[..., None, :] * powers], axis=-2)
+            power = power * power
+        powers = powers[..., : max(n_steps - 1, 0), :]
+        tail = (C[..., None, :, :] * powers[..., :, None, :]) @ B[..., None, :, :]
+        return round_to(xp.concat([widen(self.D)[..., None, :, :], tail], axis=-3), self.B)
+
+
+def real_part(sys: LinearSystem) -> LinearSystem:
+    r"""Return the real system of ``u -> Re(y)`` for real inputs ``u``.
+
+    For a diagonal system with poles :math:`\lambda` it has :math:`2n` states,
+
+    .. math:: \operatorname{diag}(\lambda, \bar\lambda),\quad \begin{bmatrix} B\\ \bar B\end{bmatrix},\quad
+              \tfrac12 \begin{bmatrix} C & \bar C\end{bmatrix},\quad \operatorname{Re} D,
+
+    and its Gramians, Hankel values and reductions are computed in real arithmetic (:meth:`DiagonalStateSpace.to_dense` shows the real
+    matrices). For a dense system it is the real block form with :math:`2n` states. A real system is returned as it is.
+
+    Notes
+    -----
+    An LRU layer computes :math:`y = \operatorname{Re}(C x)`. Truncating the complex system is valid, for its error bound carries over to the
+    real part; truncating this real one is closer to optimal, for it minimises over the outputs that are used.
+
+    Examples
+    --------
+    >>> import hsv
+    >>> sys = hsv.DiagonalStateSpace([0.5j], [[1.0]], [[1.0]], dt=True)     # 1, 0.5i, -0.25, ...
+    >>> hsv.real_part(sys).to_dense().impulse_response(4)[:, 0, 0]
+    array([ 0.  ,  1.  ,  0.  , -0.25])
+    """
+    if not sys.is_complex:
+        return sys
+    xp = namespace(sys.B)
+    if isinstance(sys, DiagonalStateSpace):
+        if sys._conjugate_pairs:
+            return sys
+        twice = DiagonalStateSpace.__new__(DiagonalStateSpace)
+        poles = sys.poles()
+        twice._poles = xp.concat([poles, xp.conj(poles)], axis=-1)
+        log_poles = sys.log_poles
+        twice.log_poles = None if log_poles is None else xp.concat([log_poles, xp.conj(log_poles)], axis=-1)
+        twice.B = xp.concat([sys.B, xp.conj(sys.B)], axis=-2)
+        twice.C = xp.concat([sys.C, xp.conj(sys.C)], axis=-1) / 2
+        twice.D = xp.astype(real(sys.D), sys.D.dtype)
+        twice.dt, twice._conjugate_pairs = sys.dt, True
+        twice._frozen = True
+        return twice
+    assert isinstance(sys, StateSpace)
+    A = xp.concat([xp.concat([real(sys.A), -imag(sys.A)], axis=-1), xp.concat([imag(sys.A), real(sys.A)], axis=-1)], axis=-2)
+    B = xp.concat([real(sys.B), imag(sys.B)], axis=-2)
+    C = xp.concat([real(sys.C), -imag(sys.C)], axis=-1)
+    return StateSpace(A, B, C, real(sys.D), dt=sys.dt)
+
+
+def diagonalize(sys: LinearSystem) -> tuple[DiagonalStateSpace, Array, Array]:
+    r"""Change to eigenvector coordinates: :math:`A = V \Lambda V^{-1}`.
+
+    Returns
+    -------
+    system : DiagonalStateSpace
+        ``(Lambda, V^{-1} B, C V, D)``, complex.
+    eigenvectors : array
+        ``V``, shape ``(..., n, n)``, columns of unit length. Each column is free up to a factor.
+    condition : array
+        The 2-norm condition number of ``V``, shape ``(...)``: digits lost in ``B`` and ``C`` are about its logarithm.
+
+    Raises
+    ------
+    IllConditionedError
+        ``A`` is defective to working precision.
+
+    Notes
+    -----
+    Computed in double precision on the host: ``O(25 n^3)``.
+
+    Examples
+    --------
+    >>> import hsv
+    >>> sys = hsv.StateSpace([[0.0, 0.25], [1.0, 0.0]], [[1.0], [0.0]], [[1.0, 0.0]], dt=True)
+    >>> diagonal, vectors, condition = hsv.diagonalize(sys)
+    >>> sorted(diagonal.poles().real.round(12).tolist())
+    [-0.5, 0.5]
+    """
+    if isinstance(sys, DiagonalStateSpace):
+        xp = namespace(sys.B)
+        complex_poles = sys.poles() if is_complex(sys.poles()) else to_complex(sys.poles(), xp.zeros_like(sys.poles()))
+        vectors = broadcast_batch(eye(sys.n_states, complex_poles), (*sys.batch_shape, sys.n_states), 1)
+        return sys, vectors, xp.ones_like(real(sys.poles()[..., 0]))
+    assert isinstance(sys, StateSpace)
+    poles, V, B, C, condition = on_host(_diagonalize_host, *(widen(x) for x in (sys.A, sys.B, sys.C)), reason="the general eigenvalue problem")
+    xp = namespace(sys.A)
+    worst = float(xp.max(condition)) if math.prod(condition.shape) else 1.0
+    if not worst < 1.0 / np.finfo(np.float64).eps:
+        raise IllConditionedError(
+            f"A must have independent eigenvectors, but their condition number is {worst:.1e}: it is defective to working precision; keep the dense system"
+        )
+    D = to_complex(sys.D, xp.zeros_like(sys.D)) if not is_complex(sys.D) else sys.D
+    diagonal = DiagonalStateSpace(*(round_to(x, sys.A) for x in (poles, B, C)), D, dt=sys.dt)
+    return diagonal, round_to(V, sys.A), round_to(condition, real(sys.A))
+
+
+def _diagonalize_host(A: np.ndarray, B: np.ndarray, C: np.ndarray) -> tuple[np.ndarray, ...]:
+    poles, V = np.linalg.eig(A)
+    poles, V = poles.astype(np.complex128), V.astype(np.complex128)
+    singular = np.linalg.svd(V, compute_uv=False)
+    smallest = singular[..., -1]
+    condition = np.divide(singular[..., 0], smallest, out=np.full_like(smallest, np.inf), where=smallest > 0)
+    if not np.all(condition < 1e16):  # refused by the caller: no division by zero here
+        return poles, V, B + 0j, C + 0j, condition
+    return poles, V, np.linalg.solve(V, B + 0j), C @ V, condition
+
+
+def stability_margin(sys: LinearSystem) -> Array:
+    """Return ``1 - |pole|`` or ``-Re(pole)`` for every pole, ``(..., n)``; positive for a stable pole."""
+    xp = namespace(sys.B)
+    log_poles = sys.log_poles if isinstance(sys, DiagonalStateSpace) else None
+    if log_poles is not None:
+        return -xp.expm1(widen(real(log_poles)))
+    poles = widen(sys.poles())
+    return 1.0 - xp.abs(poles) if sys.is_discrete else -real(poles)
+
+
+def _parallel(left: LinearSystem, right: LinearSystem) -> LinearSystem:
+    xp = namespace(left.B, right.B)
+    batch = tuple(np.broadcast_shapes(left.batch_shape, right.batch_shape))
+
+    def pair(a: Array, b: Array, core: int) -> tuple[Array, Array]:
+        return broadcast_batch(a, batch, core), broadcast_batch(b, batch, core)
+
+    B = xp.concat(_same_dtype(*pair(left.B, right.B, 2)), axis=-2)
+    C = xp.concat(_same_dtype(*pair(left.C, right.C, 2)), axis=-1)
+    D = left.D + right.D
+    if isinstance(left, DiagonalStateSpace) and isinstance(right, DiagonalStateSpace):
+        if left.log_poles is not None and right.log_poles is not None:
+            logs = xp.concat(_same_dtype(*pair(left.log_poles, right.log_poles, 1)), axis=-1)
+            return DiagonalStateSpace.from_log_poles(logs, B, C, D, dt=left.dt)
+        poles = xp.concat(_same_dtype(*pair(left.poles(), right.poles(), 1)), axis=-1)
+        return DiagonalStateSpace(poles, B, C, D, dt=left.dt)
+    first, second = left.to_dense(), right.to_dense()  # type: ignore[attr-defined]
+    B = xp.concat(_same_dtype(*pair(first.B, second.B, 2)), axis=-2)
+    C = xp.concat(_same_dtype(*pair(first.C, second.C, 2)), axis=-1)
+    A1, A2 = _same_dtype(*pair(first.A, second.A, 2))
+    n1, n2 = A1.shape[-1], A2.shape[-1]
+    A = xp.concat(
+        [xp.concat([A1, zeros((*batch, n1, n2), A1)], axis=-1), xp.concat([zeros((*batch, n2, n1), A1), A2], axis=-1)],
+        axis=-2,
+    )
+    return StateSpace(A, B, C, first.D + second.D, dt=left.dt)
+
+
+def _same_dtype(a: Array, b: Array) -> list[Array]:
+    return as_arrays(("left", "right"), (a, b))
+
+
+def _contour(sys: LinearSystem, w: Any) -> Array:
+    """``exp(i w dt)`` in discrete time, ``i w`` in continuous time, in double precision."""
+    xp = namespace(sys.B)
+    w = as_arrays(("like", "w"), (real(sys.B), w))[1]
+    if is_complex(w):
+        raise DtypeError("w must be real frequencies, got complex numbers; pass the imaginary part")
+    require_finite("w", w)
+    w = widen(w)
+    if w.ndim == 0:
+        raise ShapeError("w must have shape (k,), got a single number; pass [w]")
+    if not sys.is_discrete:
+        return to_complex(xp.zeros_like(w), w)
+    return to_complex(xp.cos(w * sys.step), xp.sin(w * sys.step))
+
+
+def _check_dt(dt: float | bool) -> float | bool:
+    if dt is True:
+        return True
+    if dt is False or dt is None or isinstance(dt, (str, complex)) or np.ndim(dt) != 0:
+        raise DtypeError(f"dt must be 0 (continuous), True (discrete) or a positive number of seconds, got {dt!r}")
+    value = float(dt)
+    if not math.isfinite(value) or value < 0:
+        raise HsvError(f"dt must be 0 (continuous), True (discrete) or a positive number of seconds, got {dt!r}")
+    return value
+
+
+def _check_steps(sys: LinearSystem, n_steps: int) -> None:
+    if not sys.is_discrete:
+        raise HsvError("impulse_response counts steps, which a continuous system does not have; discretize it first")
+    if isinstance(n_steps, bool) or not isinstance(n_steps, (int, np.integer)):
+        raise DtypeError(f"n_steps must be an int, got {n_steps!r}")
+    if n_steps < 1:
+        raise HsvError(f"n_steps must be at least 1, got {n_steps}")
+
+
+def _check_maps(n: int, batch: tuple[int, ...], B: Array, C: Array, D: Array | None) -> tuple[Array, Array, Array, tuple[int, ...]]:
+    """Check that B, C and D fit `n` states, and broadcast all batch axes."""
+    if B.ndim < 2 or B.shape[-2] != n or B.shape[-1] == 0:
+        raise ShapeError(f"B must have shape (..., {n}, m) with m >= 1 to fit {n} states, got {tuple(B.shape)}")
+    if C.ndim < 2 or C.shape[-1] != n or C.shape[-2] == 0:
+        hint = "; it looks transposed" if C.ndim >= 2 and C.shape[-2] == n else ""
+        raise ShapeError(f"C must have shape (..., p, {n}) with p >= 1 to fit {n} states, got {tuple(C.shape)}{hint}")
+    p, m = C.shape[-2], B.shape[-1]
+    if D is not None and D.ndim == 0:  # a number stands for all entries, D=0 above all
+        D = D + zeros((p, m), B)
+    if D is not None and (D.ndim < 2 or tuple(D.shape[-2:]) != (p, m)):
+        raise ShapeError(f"D must have shape (..., {p}, {m}) to fit B and C, got {tuple(D.shape)}")
+    shapes = [batch, tuple(B.shape[:-2]), tuple(C.shape[:-2]), () if D is None else tuple(D.shape[:-2])]
+    try:
+        common = tuple(np.broadcast_shapes(*shapes))
+    except ValueError as error:
+        raise ShapeError(f"the batch axes of the arrays must broadcast against each other, got {', '.join(map(str, shapes))}") from error
+    D = zeros((*common, p, m), B) if D is None else broadcast_batch(D, common, 2)
+    return broadcast_batch(B, common, 2), broadcast_batch(C, common, 2), D, common
