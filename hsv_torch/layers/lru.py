@@ -1,0 +1,194 @@
+"""The linear recurrent unit."""
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from hsv import DtypeError, ShapeError
+from hsv_torch.scan import choose_mode, diagonal_state_space
+
+LayerMode = Literal["auto", "scan", "convolution"]
+_COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
+
+
+class LRU(nn.Module):
+    r"""Linear recurrent unit: one diagonal complex state-space model with ``d_model`` inputs and outputs.
+
+    .. math::
+        h_t &= \lambda \odot h_{t-1} + e^{\gamma} \odot (B u_t), \qquad h_{-1} = 0, \\
+        y_t &= \mathrm{Re}(C h_t) + D \odot u_t, \qquad \lambda = \exp(-e^{\nu} + i \theta).
+
+    The parameters are ``nu_log (n,)``, ``theta (n,)`` (the angle itself, so that 0 is allowed), ``gamma_log (n,)``,
+    ``B (n, d_model, 2)`` and ``C (d_model, n, 2)`` (last axis: real and imaginary part) and ``D (d_model,)``. Any real
+    ``nu_log`` gives a stable pole. The number of states is read from ``nu_log``: a cut replaces the parameters, nothing else.
+
+    The initialisation is the published one: :math:`\lambda` uniform on the ring
+    ``min_radius <= |lambda| <= max_radius`` with angles uniform in ``[0, max_phase)``, ``B`` and ``C`` Gaussian with
+    variance ``1 / (2 d_model)`` and ``1 / n`` for each part, :math:`e^\gamma = \sqrt{1 - |\lambda|^2}`, which gives every
+    state unit variance under white noise, ``D`` standard normal.
+
+    Parameters
+    ----------
+    d_model : int
+        Number of channels, of the input and of the output.
+    n_states : int
+        Number of complex states.
+    min_radius, max_radius : float
+        The ring that the poles are drawn from, ``0 <= min_radius <= max_radius < 1``.
+    max_phase : float
+        Largest initial angle, in radians a step; a small one (``2 pi / 10``) suits long sequences.
+    mode : {"auto", "scan", "convolution"}
+        How :meth:`forward` computes the same numbers; "auto" is :func:`hsv_torch.scan.choose_mode`, a fixed rule of the sizes.
+    device, dtype
+        As in ``torch.nn``; ``dtype`` is ``torch.float32`` or ``torch.float64``.
+    generator : torch.Generator, optional
+        Source of the initial values.
+
+    Raises
+    ------
+    hsv.HsvError
+        A size below 1, an empty ring, an unknown mode, a dtype without a complex counterpart.
+
+    References
+    ----------
+    Orvieto, Smith, Gu, Fernando, Gulcehre, Pascanu, De, "Resurrecting Recurrent Neural Networks for Long Sequences",
+    ICML 2023, section 3 and appendix A.
+
+    Examples
+    --------
+    >>> layer = LRU(d_model=3, n_states=5)
+    >>> layer(torch.zeros(2, 7, 3)).shape
+    torch.Size([2, 7, 3])
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_states: int,
+        *,
+        min_radius: float = 0.9,
+        max_radius: float = 0.999,
+        max_phase: float = 2 * math.pi,
+        mode: LayerMode = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        for name, size in (("d_model", d_model), ("n_states", n_states)):
+            if isinstance(size, bool) or not isinstance(size, int):
+                raise DtypeError(f"`{name}` must be an int, got {size!r}")
+            if size < 1:
+                raise ShapeError(f"`{name}` must be at least 1, got {size}")
+        if not 0 <= min_radius <= max_radius < 1:
+            raise ShapeError(
+                f"`min_radius` and `max_radius` must satisfy 0 <= min_radius <= max_radius < 1, got {min_radius} and {max_radius}"
+            )
+        if not (math.isfinite(max_phase) and max_phase >= 0):
+            raise ShapeError(f"`max_phase` must be a finite angle of at least 0 radians, got {max_phase}")
+        if mode not in get_args(LayerMode):
+            raise ShapeError(f"`mode` must be one of {', '.join(map(repr, get_args(LayerMode)))}, got {mode!r}")
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        _check_dtype(dtype, "dtype")
+        self.d_model = d_model
+        self.min_radius, self.max_radius, self.max_phase = min_radius, max_radius, max_phase
+        self.mode = mode
+
+        def empty(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+
+        self.nu_log = empty(n_states)
+        self.theta = empty(n_states)
+        self.gamma_log = empty(n_states)
+        self.B = empty(n_states, d_model, 2)
+        self.C = empty(d_model, n_states, 2)
+        self.D = empty(d_model)
+        self.reset_parameters(generator)
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw the initial values anew; in float64, rounded once, so that both precisions begin at the same model."""
+        n_states, d_model = self.n_states, self.d_model
+        source = {"generator": generator, "dtype": torch.float64, "device": None if generator is None else generator.device}
+        area = self.min_radius**2 + (self.max_radius**2 - self.min_radius**2) * torch.rand(n_states, **source)
+        # Half the least area that float32 resolves beside 1 keeps a pole that was drawn at 0 from an infinite nu.
+        rate = -0.5 * torch.log(area.clamp_min(2.0**-25))
+        self.nu_log.copy_(rate.log())
+        self.theta.copy_(self.max_phase * torch.rand(n_states, **source))
+        self.gamma_log.copy_(0.5 * torch.log(-torch.expm1(-2 * rate)))
+        self.B.copy_(torch.randn(n_states, d_model, 2, **source) / math.sqrt(2 * d_model))
+        self.C.copy_(torch.randn(d_model, n_states, 2, **source) / math.sqrt(n_states))
+        self.D.copy_(torch.randn(d_model, **source))
+
+    @property
+    def n_states(self) -> int:
+        """Number of complex states, read from the parameters."""
+        return self.nu_log.shape[0]
+
+    def chosen_mode(self, batch: int, length: int) -> Literal["scan", "convolution"]:
+        """How :meth:`forward` computes an input of this size: ``mode`` itself, or what "auto" stands for here."""
+        if self.mode != "auto":
+            return self.mode
+        return choose_mode(batch=batch, length=length, n_states=self.n_states, n_inputs=self.d_model, n_outputs=self.d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x (batch, length, d_model)`` to an output of the same shape and of the parameters' dtype.
+
+        Raises
+        ------
+        hsv.ShapeError, hsv.DtypeError
+            ``x`` has other axes, another number of channels, or a dtype other than the layer's (half precision is
+            taken up to the layer's dtype, so that autocast works).
+        """
+        x = self._checked(x, ("batch", "length"))
+        batch, length, _ = x.shape
+        with torch.autocast(x.device.type, enabled=False):
+            log_poles, B, C = self._system()
+            y = diagonal_state_space(x, log_poles, B, C, mode=self.chosen_mode(batch, length))
+            return y + self.D * x
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Return the state before the first step: zeros, ``(batch, n_states)``, complex."""
+        return torch.zeros(batch, self.n_states, dtype=_COMPLEX[self.nu_log.dtype], device=self.nu_log.device)
+
+    def step(self, x_t: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of the recurrence: ``x_t (batch, d_model)`` and ``state (batch, n_states)`` to output and next state."""
+        x_t = self._checked(x_t, ("batch",))
+        dtype = _COMPLEX[self.nu_log.dtype]
+        if state.shape != (x_t.shape[0], self.n_states) or state.dtype != dtype:
+            raise ShapeError(
+                f"`state` must be {dtype} of shape {(x_t.shape[0], self.n_states)}, got {state.dtype} of shape "
+                f"{tuple(state.shape)}; after a cut begin again with `initial_state`"
+            )
+        with torch.autocast(x_t.device.type, enabled=False):
+            log_poles, B, C = self._system()
+            state = log_poles.exp() * state + x_t.to(dtype) @ B.mT
+            return (state @ C.mT).real + self.D * x_t, state
+
+    def _system(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-poles ``(n,)``, input matrix with its normalisation ``(n, d_model)``, output matrix ``(d_model, n)``; complex."""
+        log_poles = torch.complex(-self.nu_log.exp(), self.theta)
+        B = self.gamma_log.exp()[:, None] * torch.view_as_complex(self.B.contiguous())
+        return log_poles, B, torch.view_as_complex(self.C.contiguous())
+
+    def _checked(self, x: Tensor, axes: tuple[str, ...]) -> Tensor:
+        dtype = _check_dtype(self.nu_log.dtype, "dtype of the layer")
+        if x.ndim != len(axes) + 1 or x.shape[-1] != self.d_model:
+            raise ShapeError(f"the input must be ({', '.join(axes)}, {self.d_model}), got {tuple(x.shape)}")
+        if x.dtype != dtype and x.dtype not in (torch.float16, torch.bfloat16):
+            raise DtypeError(f"the input is {x.dtype} and the layer {dtype}; convert one of them with `.to`")
+        return x.to(dtype)
+
+    def extra_repr(self) -> str:
+        return f"d_model={self.d_model}, n_states={self.n_states}, mode={self.mode!r}"
+
+
+def _check_dtype(dtype: torch.dtype, name: str) -> torch.dtype:
+    if dtype not in _COMPLEX:
+        raise DtypeError(
+            f"`{name}` must be {' or '.join(map(str, _COMPLEX))}, got {dtype}: complex numbers of other precisions are not "
+            "supported; keep the layer in float32 and use torch.autocast around the model"
+        )
+    return dtype
