@@ -1,0 +1,1 @@
+"""The tests. The tree mirrors the tree of sources; helpers that several tests share stand beside this file."""
