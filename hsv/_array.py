@@ -140,7 +140,7 @@ def from_host(host: np.ndarray, like: Array) -> Array:
     if array_api_compat.is_numpy_array(like):
         return host
     xp = namespace(like)
-    return xp.asarray(np.ascontiguousarray(host), device=array_api_compat.device(like))
+    return xp.asarray(np.array(host, order="C"), device=array_api_compat.device(like))
 
 
 def on_host(function: Callable[..., Any], *arrays: Array, reason: str) -> Any:

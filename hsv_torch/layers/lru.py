@@ -1,12 +1,16 @@
 """The linear recurrent unit."""
 
 import math
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+import hsv
 from hsv import DtypeError, ShapeError
+from hsv_torch.adapters import Cut, LayerAdapter, register_adapter, replace_parameters
+from hsv_torch.criteria import Criterion, DiagonalCut
 from hsv_torch.scan import choose_mode, diagonal_state_space
 
 LayerMode = Literal["auto", "scan", "convolution"]
@@ -58,7 +62,8 @@ class LRU(nn.Module):
 
     Examples
     --------
-    >>> layer = LRU(d_model=3, n_states=5)
+    >>> import torch, hsv_torch
+    >>> layer = hsv_torch.LRU(d_model=3, n_states=5)
     >>> layer(torch.zeros(2, 7, 3)).shape
     torch.Size([2, 7, 3])
     """
@@ -192,3 +197,91 @@ def _check_dtype(dtype: torch.dtype, name: str) -> torch.dtype:
             "supported; keep the layer in float32 and use torch.autocast around the model"
         )
     return dtype
+
+
+@register_adapter(LRU)
+class LRUAdapter(LayerAdapter):
+    r"""Cuts an :class:`LRU`: one system, closed under truncation followed by re-diagonalisation.
+
+    The system is ``(diag(lambda), exp(gamma) B, C)``. After a cut every row of ``B`` has the norm 1 that it is drawn with, and
+    :math:`e^\gamma = \sqrt{1 - |\lambda|^2}`.
+    """
+
+    recurrent_parameters: ClassVar[tuple[str, ...]] = ("nu_log", "theta", "gamma_log", "B")
+
+    def n_states(self, layer: LRU) -> int:
+        return layer.n_states
+
+    def parameter_names(self, layer: LRU) -> tuple[str, ...]:
+        return ("nu_log", "theta", "gamma_log", "B", "C")
+
+    @torch.no_grad()
+    def system(self, layer: LRU) -> hsv.DiagonalStateSpace:
+        log_poles = torch.complex(-layer.nu_log.double().exp(), layer.theta.double())
+        B = layer.gamma_log.double().exp()[:, None] * torch.view_as_complex(layer.B.double().contiguous())
+        return hsv.DiagonalStateSpace.from_log_poles(log_poles, B, torch.view_as_complex(layer.C.double().contiguous()), dt=True)
+
+    @torch.no_grad()
+    def reduce(self, layer: LRU, rule: hsv.Rule | int, criterion: Criterion) -> Cut:
+        plan = criterion.reduce(self.system(layer), rule)
+        gamma = torch.sqrt(-torch.expm1(2 * plan.log_poles.real))
+        plan = plan.rescale(gamma)
+        old = {name: layer.get_parameter(name).detach().double() for name in ("nu_log", "gamma_log")}
+        new = {
+            "nu_log": torch.log(-plan.log_poles.real),
+            "theta": plan.log_poles.imag,
+            "gamma_log": torch.log(gamma),
+            "B": torch.view_as_real(plan.B / gamma[:, None]),
+            "C": torch.view_as_real(plan.C.resolve_conj()),
+        }
+        return Cut(
+            n_states_before=layer.n_states,
+            n_states_after=plan.n_states,
+            order=plan.order,
+            hankel_singular_values=plan.hankel_singular_values,
+            error_bound=plan.error_bound,
+            eigenvector_condition=plan.eigenvector_condition,
+            notes=plan.notes,
+            payload=(plan, old, new),
+        )
+
+    def apply(self, layer: LRU, cut: Cut) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+        return replace_parameters(layer, cut.payload[2])
+
+    @torch.no_grad()
+    def pull_back(self, cut: Cut, covectors: Mapping[str, Tensor], *, squared: bool) -> dict[str, Tensor]:
+        plan, old, new = cut.payload
+        assert isinstance(plan, DiagonalCut)
+        power = 2 if squared else 1
+        wide = {name: tensor.double() for name, tensor in covectors.items()}
+
+        # Re log(lambda) = -exp(nu): the covector of nu is that of Re log(lambda) times -exp(nu).
+        log_pole = torch.complex(wide["nu_log"] / (-old["nu_log"].exp()) ** power, wide["theta"])
+        log_pole = plan.log_pole_map.pull_back(log_pole[:, None], squared=squared)[:, 0]
+
+        # The system's B is exp(gamma) B; the old gamma stays what it was, the new one moves the new row as a whole.
+        B = torch.view_as_complex(wide["B"].contiguous()) / old["gamma_log"].exp()[:, None] ** power
+        B = torch.view_as_real(plan.states.pull_back(B, squared=squared)) * new["gamma_log"].exp()[:, None, None] ** power
+        C = plan.outputs.pull_back(torch.view_as_complex(wide["C"].contiguous()).mT, squared=squared).mT
+        carried = {
+            "nu_log": log_pole.real * (-new["nu_log"].exp()) ** power,
+            "theta": log_pole.imag,
+            "gamma_log": (B * new["B"] ** power).sum((1, 2)),
+            "B": B,
+            "C": torch.view_as_real(C.resolve_conj().contiguous()),
+        }
+        return {name: tensor.to(covectors[name].dtype) for name, tensor in carried.items()}
+
+    def resize(self, layer: LRU, n_states: int) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+        d_model, like = layer.d_model, layer.nu_log.detach()
+        vector = like.new_zeros(n_states)
+        return replace_parameters(
+            layer,
+            {
+                "nu_log": vector,
+                "theta": vector,
+                "gamma_log": vector,
+                "B": like.new_zeros(n_states, d_model, 2),
+                "C": like.new_zeros(d_model, n_states, 2),
+            },
+        )

@@ -1,0 +1,203 @@
+"""How a layer shows its system and takes a smaller one, and the registry that knows which adapter serves which layer.
+
+Nothing else in the package names a layer type. To join with a layer of your own, subclass :class:`LayerAdapter` and put
+:func:`register_adapter` above it.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import numpy as np
+from torch import Tensor, nn
+
+import hsv
+
+if TYPE_CHECKING:
+    from hsv_torch.criteria import Criterion
+
+
+class CutRefusedError(hsv.HsvError):
+    """A layer must stay as it is; the message says why.
+
+    Attributes
+    ----------
+    hankel_singular_values : numpy.ndarray or None
+        The spectrum that was measured before the refusal, if it got so far.
+    """
+
+    def __init__(self, message: str, hankel_singular_values: np.ndarray | None = None) -> None:
+        super().__init__(message)
+        self.hankel_singular_values = hankel_singular_values
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A planned reduction of one layer: nothing has changed yet.
+
+    Attributes
+    ----------
+    n_states_before, n_states_after : int
+        What ``layer.n_states`` is before and after.
+    order : int
+        Order of the truncated system; differs from `n_states_after` where a conjugate pair takes one state of the layer.
+    hankel_singular_values : numpy.ndarray
+        Of the system that was truncated, descending, float64.
+    error_bound : float
+        H-infinity bound of the change of the layer's output for a given input, ``inf`` where theory has none.
+    eigenvector_condition : float
+        Of the reduced state matrix; the layer's new parameters lose about that many digits.
+    notes : tuple of str
+        What was unusual: a capped order, a clipped pole.
+    payload : object
+        What the adapter needs to write the smaller system and to carry moments; private to it.
+    """
+
+    n_states_before: int
+    n_states_after: int
+    order: int
+    hankel_singular_values: np.ndarray = field(repr=False)
+    error_bound: float
+    eigenvector_condition: float
+    notes: tuple[str, ...]
+    payload: Any = field(repr=False)
+
+
+class LayerAdapter(abc.ABC):
+    """Speaks for one type of layer. Stateless: one instance serves all layers of its type.
+
+    A cut runs ``reduce`` (plans, changes nothing), ``apply`` (new parameters in place), ``pull_back`` (moments of the optimizer).
+    """
+
+    layer_type: ClassVar[type[nn.Module]]
+    recurrent_parameters: ClassVar[tuple[str, ...]]
+    """Names of the parameters that make the recurrence: trained with a smaller step and without weight decay."""
+
+    @abc.abstractmethod
+    def n_states(self, layer: Any) -> int:
+        """Return the number of states, as ``layer.n_states`` counts them."""
+
+    @abc.abstractmethod
+    def parameter_names(self, layer: Any) -> tuple[str, ...]:
+        """Return the names, inside the layer, of the parameters whose shape depends on the number of states."""
+
+    @abc.abstractmethod
+    def system(self, layer: Any) -> hsv.DiagonalStateSpace:
+        """Return the layer's system ``(A, B, C)`` in double precision, detached; the skip term ``D u`` stays in the layer."""
+
+    @abc.abstractmethod
+    def reduce(self, layer: Any, rule: hsv.Rule | int, criterion: Criterion) -> Cut:
+        """Plan a cut; the layer does not change.
+
+        Raises
+        ------
+        CutRefusedError
+            The layer cannot take the smaller system; the message says why.
+        hsv.HsvError
+            The layer's system is unstable or not finite, or no order meets the rule.
+        """
+
+    @abc.abstractmethod
+    def apply(self, layer: Any, cut: Cut) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+        """Put new parameters in place and return ``{name inside the layer: (old, new)}``."""
+
+    @abc.abstractmethod
+    def pull_back(self, cut: Cut, covectors: Mapping[str, Tensor], *, squared: bool) -> dict[str, Tensor]:
+        r"""Carry gradient-like quantities from the old parameters to the new ones.
+
+        With the old parameters of the kept part written as a function :math:`p = g(p_r)` of the new ones, a gradient, and so a first
+        moment, becomes :math:`m_r = (\partial g/\partial p_r)^T m`; with ``squared=True`` the element-wise square of the
+        Jacobian carries second moments, approximately.
+
+        Parameters
+        ----------
+        cut : Cut
+        covectors : mapping
+            One tensor for each of :meth:`parameter_names`, of the old shapes.
+        squared : bool
+
+        Returns
+        -------
+        dict
+            One tensor for each name, of the new shapes, in the dtype of the old.
+        """
+
+    @abc.abstractmethod
+    def resize(self, layer: Any, n_states: int) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+        """Put parameters of another size in place, values unset, for loading; returns ``{name: (old, new)}``."""
+
+
+AdapterT = TypeVar("AdapterT", bound=LayerAdapter)
+
+_registry: dict[type[nn.Module], LayerAdapter] = {}
+
+
+def register_adapter(layer_type: type[nn.Module]) -> Callable[[type[AdapterT]], type[AdapterT]]:
+    """Class decorator: the adapter serves `layer_type` and its subclasses.
+
+    Raises
+    ------
+    hsv.HsvError
+        The type has an adapter already.
+    """
+
+    def register(adapter: type[AdapterT]) -> type[AdapterT]:
+        if layer_type in _registry:
+            raise hsv.HsvError(f"{layer_type.__name__} is registered already, with {type(_registry[layer_type]).__name__}")
+        adapter.layer_type = layer_type
+        _registry[layer_type] = adapter()
+        return adapter
+
+    return register
+
+
+def registered_layer_types() -> tuple[type[nn.Module], ...]:
+    """Return every layer type that can be compressed."""
+    return tuple(_registry)
+
+
+def find_adapter(layer: nn.Module) -> LayerAdapter | None:
+    """Return the adapter of the layer's type, or of its nearest base class; None if there is none."""
+    for base in type(layer).__mro__:
+        if base in _registry:
+            return _registry[base]
+    return None
+
+
+def adapter_of(layer: nn.Module) -> LayerAdapter:
+    """Return the adapter of the layer.
+
+    Raises
+    ------
+    hsv.HsvError
+        The layer's type has none.
+    """
+    adapter = find_adapter(layer)
+    if adapter is None:
+        known = ", ".join(sorted(t.__name__ for t in _registry)) or "none"
+        raise hsv.HsvError(f"{type(layer).__name__} has no adapter (registered: {known}); see hsv_torch.register_adapter")
+    return adapter
+
+
+def compressible_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers that have an adapter by their dotted names; a layer that stands in several places is named once."""
+    return {name: module for name, module in model.named_modules() if find_adapter(module) is not None}
+
+
+def replace_parameters(layer: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+    """Put new parameters with these values in place; they keep dtype, device and ``requires_grad`` of the old ones.
+
+    New objects, not new ``.data``: autograd remembers the shape of a parameter.
+    """
+    replaced = {}
+    for name, value in tensors.items():
+        old = layer.get_parameter(name)
+        new = nn.Parameter(value.detach().to(device=old.device, dtype=old.dtype).clone(), requires_grad=old.requires_grad)
+        replaced[name] = (old, new)
+    for name, (_, new) in replaced.items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(layer.get_submodule(owner), leaf, new)
+    return replaced
