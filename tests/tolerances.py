@@ -11,7 +11,11 @@ def unit_roundoff(dtype: Any) -> float:
     >>> unit_roundoff(np.complex64) == unit_roundoff("float32") == 2.0**-23
     True
     """
-    name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
+    name = (
+        dtype
+        if isinstance(dtype, str)
+        else getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
+    )
     name = {"complex64": "float32", "complex128": "float64"}.get(name.rsplit(".", 1)[-1], name.rsplit(".", 1)[-1])
     return float(np.finfo(name).eps)
 
