@@ -1,0 +1,205 @@
+"""The kernels of `_reference`, compiled.
+
+Columns are kept contiguous (each matrix is transposed once on entry), so that every inner
+loop is a vectorisable ``y += a x`` over memory in order. A twin's meaning and arguments
+are those of the function of the same name in `_reference`.
+"""
+
+import numpy as np
+from numba import njit
+
+from hsv._kernels._reference import ComplexArray, RealArray
+
+
+@njit(cache=True, nogil=True)
+def complex_schur_form(t: RealArray, z: RealArray) -> tuple[ComplexArray, ComplexArray]:
+    """See `hsv._kernels._reference.complex_schur_form`."""
+    n = t.shape[1]
+    tc, zc = t.astype(np.complex128), z.astype(np.complex128)
+    for k in range(t.shape[0]):
+        tk, zk = tc[k], zc[k]
+        for j in range(n - 1):
+            upper, lower = tk[j, j + 1].real, tk[j + 1, j].real
+            if lower == 0.0:
+                continue
+            frequency = np.sqrt(abs(upper)) * np.sqrt(abs(lower))
+            centre = tk[j, j].real
+            radius = np.hypot(frequency, lower)
+            c, s = 1j * (frequency / radius), lower / radius
+            for i in range(j, n):
+                first, second = tk[j, i], tk[j + 1, i]
+                tk[j, i] = s * second - c * first
+                tk[j + 1, i] = s * first - c * second
+            for i in range(j + 2):
+                first, second = tk[i, j], tk[i, j + 1]
+                tk[i, j] = c * first + s * second
+                tk[i, j + 1] = s * first + c * second
+            for i in range(n):
+                first, second = zk[i, j], zk[i, j + 1]
+                zk[i, j] = c * first + s * second
+                zk[i, j + 1] = s * first + c * second
+            tk[j, j], tk[j + 1, j + 1] = centre + 1j * frequency, centre - 1j * frequency
+            tk[j + 1, j] = 0.0
+    return tc, zc
+
+
+@njit(cache=True, nogil=True)
+def _length(columns: ComplexArray, j: int) -> float:
+    """The Euclidean length of row ``j``, safe from underflow and overflow of the squares."""
+    largest = 0.0
+    for c in range(columns.shape[0]):
+        largest = max(largest, abs(columns[c, j]))
+    if largest == 0.0:
+        return 0.0
+    total = 0.0
+    for c in range(columns.shape[0]):
+        total += (columns[c, j].real / largest) ** 2 + (columns[c, j].imag / largest) ** 2
+    return largest * np.sqrt(total)
+
+
+@njit(cache=True, nogil=True)
+def continuous_lyapunov_factor(t: ComplexArray, b: ComplexArray) -> ComplexArray:
+    """See `hsv._kernels._reference.continuous_lyapunov_factor`."""
+    n, m = t.shape[1], b.shape[2]
+    factor = np.zeros_like(t)
+    u = np.empty(n, dtype=np.complex128)
+    for k in range(t.shape[0]):
+        columns, inputs = t[k].T.copy(), b[k].T.copy()  # (n, n), (m, n): a column each row
+        for j in range(n - 1, -1, -1):
+            length = _length(inputs, j)
+            if length == 0.0:
+                continue
+            shift = np.conj(columns[j, j])
+            damping = np.sqrt(-2.0 * shift.real)
+            diagonal = length / damping
+            for i in range(j):
+                u[i] = -columns[j, i] * diagonal
+            for c in range(m):
+                weight = np.conj(inputs[c, j] / length * damping)
+                for i in range(j):
+                    u[i] -= weight * inputs[c, i]
+            for h in range(j - 1, -1, -1):
+                x = u[h] / (columns[h, h] + shift)
+                u[h] = x
+                for i in range(h):
+                    u[i] -= x * columns[h, i]
+            for c in range(m):
+                weight = inputs[c, j] / length * damping
+                for i in range(j):
+                    inputs[c, i] -= weight * u[i]
+            factor[k, j, j] = diagonal
+            factor[k, :j, j] = u[:j]
+    return factor
+
+
+@njit(cache=True, nogil=True)
+def discrete_lyapunov_factor(t: ComplexArray, b: ComplexArray) -> ComplexArray:
+    """See `hsv._kernels._reference.discrete_lyapunov_factor`."""
+    n, m = t.shape[1], b.shape[2]
+    factor = np.zeros_like(t)
+    u = np.empty(n, dtype=np.complex128)
+    image = np.empty(n, dtype=np.complex128)
+    for k in range(t.shape[0]):
+        columns, inputs = t[k].T.copy(), b[k].T.copy()
+        for j in range(n - 1, -1, -1):
+            length = _length(inputs, j)
+            if length == 0.0:
+                continue
+            pole = np.conj(columns[j, j])
+            radius = abs(pole)
+            phase = pole / radius if radius > 0.0 else 1.0 + 0.0j
+            damping = np.sqrt((1.0 - radius) * (1.0 + radius))
+            diagonal = length / damping
+            for i in range(j):
+                image[i] = columns[j, i] * diagonal
+                u[i] = pole * image[i]
+            for c in range(m):
+                weight = np.conj(inputs[c, j] / length * damping)
+                for i in range(j):
+                    u[i] += weight * inputs[c, i]
+            for h in range(j - 1, -1, -1):
+                x = u[h] / (1.0 - pole * columns[h, h])
+                u[h] = x
+                image[h] += x * columns[h, h]
+                scaled = pole * x
+                for i in range(h):
+                    u[i] += scaled * columns[h, i]
+                    image[i] += x * columns[h, i]
+            factor[k, j, j] = diagonal
+            factor[k, :j, j] = u[:j]
+            for i in range(j):
+                u[i] += phase * image[i]
+            for c in range(m):
+                weight = inputs[c, j] / length * (damping / (1.0 + radius))
+                for i in range(j):
+                    inputs[c, i] -= weight * u[i]
+    return factor
+
+
+@njit(cache=True, nogil=True)
+def triangular_sylvester(s: ComplexArray, t: ComplexArray, q: ComplexArray) -> ComplexArray:
+    """See `hsv._kernels._reference.triangular_sylvester`."""
+    n, m = s.shape[1], t.shape[1]
+    solution = np.empty_like(q)
+    for k in range(s.shape[0]):
+        columns, x = s[k].T.copy(), q[k].T.copy()  # (n, n), (m, n)
+        for j in range(m):
+            for h in range(j):
+                weight = t[k, h, j]
+                for i in range(n):
+                    x[j, i] -= weight * x[h, i]
+            for h in range(n - 1, -1, -1):
+                value = x[j, h] / (columns[h, h] + t[k, j, j])
+                x[j, h] = value
+                for i in range(h):
+                    x[j, i] -= value * columns[h, i]
+        solution[k] = x.T
+    return solution
+
+
+@njit(cache=True, nogil=True)
+def triangular_stein(s: ComplexArray, q: ComplexArray) -> ComplexArray:
+    """See `hsv._kernels._reference.triangular_stein`."""
+    n = s.shape[1]
+    solution = np.empty_like(q)
+    known = np.empty(n, dtype=np.complex128)
+    for k in range(s.shape[0]):
+        columns, x = s[k].T.copy(), q[k].T.copy()
+        for j in range(n - 1, -1, -1):
+            known[:] = 0.0
+            for h in range(j + 1, n):
+                weight = np.conj(s[k, j, h])
+                for i in range(n):
+                    known[i] += weight * x[h, i]
+            pole = np.conj(s[k, j, j])
+            for h in range(n - 1, -1, -1):
+                # Row h is complete: S reaches it only from rows at and after h.
+                total = x[j, h] + known[h] * columns[h, h]
+                value = total / (1.0 - pole * columns[h, h])
+                x[j, h] = value
+                weight = pole * value + known[h]
+                for i in range(h):
+                    x[j, i] += weight * columns[h, i]
+        solution[k] = x.T
+    return solution
+
+
+@njit(cache=True, nogil=True)
+def triangular_resolvent(t: ComplexArray, points: ComplexArray, b: ComplexArray) -> ComplexArray:
+    """See `hsv._kernels._reference.triangular_resolvent`."""
+    n, m = b.shape[1], b.shape[2]
+    solution = np.empty((t.shape[0], points.shape[1], n, m), dtype=np.complex128)
+    for k in range(t.shape[0]):
+        tk = t[k]
+        for f in range(points.shape[1]):
+            x = solution[k, f]
+            x[:] = b[k]
+            for h in range(n - 1, -1, -1):
+                inverse = 1.0 / (points[k, f] - tk[h, h])
+                for c in range(m):
+                    x[h, c] *= inverse
+                for i in range(h):
+                    weight = tk[i, h]
+                    for c in range(m):
+                        x[i, c] += weight * x[h, c]
+    return solution

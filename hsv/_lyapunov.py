@@ -1,0 +1,439 @@
+r"""Lyapunov, Stein and Sylvester equations, by Schur forms; the factored Lyapunov solver too.
+
+Every solver turns its equation into one with triangular coefficients, :math:`a = Z S Z^H`, and hands that to a compiled kernel that
+walks through the columns of the solution, a whole batch in one call. LAPACK has no Schur form for batches, so that step takes one
+matrix after the other, and it runs on the host: arrays on a device are copied there and back.
+
+A real matrix gets its complex Schur form from the real one, by one rotation for each pair of eigenvalues: half the cost of a
+complex Schur decomposition, and the pairs stay exact conjugates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import scipy.linalg
+
+from hsv import _kernels
+from hsv._array import Array, as_arrays, on_host, require_finite, require_square, round_to, widen
+from hsv._errors import IllConditionedError, ShapeError, UnstableSystemError
+
+Matrix = np.ndarray
+"""A batch of real or complex matrices in double precision, on the host."""
+
+# Two eigenvalues are told apart down to a few rounding errors of the matrices they came from. Exactly singular equations were
+# measured at n = 2 to 200: orthogonal and skew-symmetric matrices stay below 1 eps, matrices with an eigenvalue 0 and random
+# eigenvectors below 6 eps, but for some with badly conditioned eigenvectors that reached 70. A larger number would begin to refuse
+# sound equations whose eigenvalues differ by many orders of magnitude.
+_SINGULAR = 10 * np.finfo(np.float64).eps
+
+
+def solve_sylvester(a: Array, b: Array, q: Array) -> Array:
+    r"""Solve the Sylvester equation
+
+    .. math:: a x + x b = q
+
+    Parameters
+    ----------
+    a, b, q : array
+        Shapes ``(..., n, n)``, ``(..., m, m)``, ``(..., n, m)``, real or complex, also mixed. Leading axes are a batch of
+        independent equations and broadcast against each other.
+
+    Returns
+    -------
+    array
+        ``x``, shape ``(..., n, m)``, array type, device and precision of the inputs; complex if one of them is.
+
+    Raises
+    ------
+    ShapeError, DtypeError, NonFiniteError
+        The arrays do not fit together, are no numbers, or contain NaN or infinity.
+    IllConditionedError
+        ``a`` and ``-b`` have a common eigenvalue (to working precision): there is no solution, or no unique one.
+
+    Notes
+    -----
+    The method of Bartels and Stewart, in complex arithmetic [1]_: ``O(n^3 + m^3)`` for the Schur forms and ``O(n m (n + m))`` for the
+    rest, in double precision on the host. Backward stable in the usual sense: the residual is a small multiple of
+    ``eps (|a| + |b|) |x|``; the error is larger by the inverse of the separation of ``a`` and ``-b``. For defective and non-normal
+    matrices, too, since no eigenvectors are used.
+
+    References
+    ----------
+    .. [1] Bartels and Stewart, "Solution of the matrix equation AX + XB = C", Comm. ACM 15 (1972), algorithm 432.
+
+    Examples
+    --------
+    >>> import hsv
+    >>> hsv.solve_sylvester([[1.0]], [[2.0]], [[6.0]])               # x + 2 x = 6
+    array([[2.]])
+    """
+    a, b, q = as_arrays("abq", (a, b, q))
+    require_square("a", a)
+    require_square("b", b)
+    _check_right_hand_side("q", q, a.shape[-1], b.shape[-1], a, b)
+    x = on_host(
+        _sylvester,
+        *(widen(_finite(name, array)) for name, array in zip("abq", (a, b, q), strict=True)),
+        reason="the Schur form",
+    )
+    return round_to(x, q)
+
+
+def solve_continuous_lyapunov(a: Array, q: Array) -> Array:
+    r"""Solve the continuous Lyapunov equation
+
+    .. math:: a x + x a^H = q
+
+    Parameters
+    ----------
+    a, q : array
+        Shape ``(..., n, n)``, real or complex, also mixed. Leading axes are a batch and broadcast against each other. ``a`` need not
+        be stable, ``q`` need not be Hermitian.
+
+    Returns
+    -------
+    array
+        ``x``, shape ``(..., n, n)``, array type, device and precision of the inputs; complex if one of them is. Exactly Hermitian
+        if ``q`` is.
+
+    Raises
+    ------
+    ShapeError, DtypeError, NonFiniteError
+        The arrays do not fit together, are no numbers, or contain NaN or infinity.
+    IllConditionedError
+        Two eigenvalues of ``a`` satisfy ``l_i + conj(l_j) = 0`` (to working precision): there is no solution, or no unique one.
+
+    See Also
+    --------
+    solve_lyapunov_factored : keeps twice the digits of a Gramian's small directions.
+
+    Notes
+    -----
+    Bartels and Stewart's method, with one Schur form: ``O(n^3)``, in double precision on the host. Accuracy as for
+    `solve_sylvester`.
+
+    Examples
+    --------
+    >>> import hsv
+    >>> hsv.solve_continuous_lyapunov([[-2.0]], [[-8.0]])            # -2 x - 2 x = -8
+    array([[2.]])
+    """
+    a, q = as_arrays("aq", (a, q))
+    require_square("a", a)
+    _check_right_hand_side("q", q, a.shape[-1], a.shape[-1], a)
+    x = on_host(_continuous_lyapunov, widen(_finite("a", a)), widen(_finite("q", q)), reason="the Schur form")
+    return round_to(x, q)
+
+
+def solve_discrete_lyapunov(a: Array, q: Array) -> Array:
+    r"""Solve the discrete Lyapunov (Stein) equation
+
+    .. math:: a x a^H - x + q = 0
+
+    Parameters
+    ----------
+    a, q : array
+        Shape ``(..., n, n)``, real or complex, also mixed. Leading axes are a batch and broadcast against each other. ``a`` need not
+        be stable, ``q`` need not be Hermitian.
+
+    Returns
+    -------
+    array
+        ``x``, shape ``(..., n, n)``, array type, device and precision of the inputs; complex if one of them is. Exactly Hermitian
+        if ``q`` is.
+
+    Raises
+    ------
+    ShapeError, DtypeError, NonFiniteError
+        The arrays do not fit together, are no numbers, or contain NaN or infinity.
+    IllConditionedError
+        Two eigenvalues of ``a`` satisfy ``l_i conj(l_j) = 1`` (to working precision): there is no solution, or no unique one.
+
+    See Also
+    --------
+    solve_lyapunov_factored : keeps twice the digits of a Gramian's small directions.
+
+    Notes
+    -----
+    The Schur method of Kitagawa [1]_, directly on the discrete equation: no bilinear transformation, which would lose digits when an
+    eigenvalue is close to -1. ``O(n^3)``, in double precision on the host. The residual is a small multiple of
+    ``eps (1 + |a|^2) |x|``.
+
+    References
+    ----------
+    .. [1] Kitagawa, "An algorithm for solving the matrix equation X = FXF' + S", Int. J. Control 25 (1977).
+
+    Examples
+    --------
+    >>> import hsv
+    >>> hsv.solve_discrete_lyapunov([[0.5]], [[3.0]])                # x / 4 - x + 3 = 0
+    array([[4.]])
+    """
+    a, q = as_arrays("aq", (a, q))
+    require_square("a", a)
+    _check_right_hand_side("q", q, a.shape[-1], a.shape[-1], a)
+    x = on_host(_discrete_lyapunov, widen(_finite("a", a)), widen(_finite("q", q)), reason="the Schur form")
+    return round_to(x, q)
+
+
+def solve_lyapunov_factored(a: Array, b: Array, *, discrete: bool) -> Array:
+    r"""Return a factor ``L`` of the solution :math:`P = L L^H` of a stable Lyapunov equation, without ever forming ``P``:
+
+    .. math:: a P a^H - P + b b^H = 0 \quad\text{(discrete)},\qquad a P + P a^H + b b^H = 0 \quad\text{(continuous)}
+
+    Parameters
+    ----------
+    a : array
+        Shape ``(..., n, n)``, real or complex, stable.
+    b : array
+        Shape ``(..., n, m)``, any ``m``. Leading axes are a batch and broadcast against each other.
+    discrete : bool
+        Which of the two equations.
+
+    Returns
+    -------
+    array
+        ``L``, shape ``(..., n, n)``, array type, device and precision of the inputs; real if both are. A square root of ``P`` is free
+        up to a unitary factor from the right; no particular one is promised.
+
+    Raises
+    ------
+    ShapeError, DtypeError, NonFiniteError
+        The arrays do not fit together, are no numbers, or contain NaN or infinity.
+    UnstableSystemError
+        An eigenvalue of ``a`` has modulus >= 1 (discrete) or real part >= 0 (continuous). Exempt are states that are not there in
+        continuous time: zero in row and column of ``a`` and in the row of ``b``, as padding leaves them; their rows of ``L`` are zero.
+
+    Notes
+    -----
+    Hammarling's method on the complex Schur form of ``a`` [1]_, which yields the triangular factor column by column: ``O(n^3)``, in
+    double precision on the host, after ``b`` is compressed to at most ``n`` columns. Since ``P`` is never formed, ``L`` has a relative
+    error where ``P`` would have the square root of it: directions that hold less than ``1e-8`` of the largest one survive. How well
+    the smallest ones do depends on the Schur form, whose error is ``eps |a|``; for a diagonal ``a`` the closed form behind
+    :func:`hsv.controllability_factor` is better still.
+
+    References
+    ----------
+    .. [1] Hammarling, "Numerical solution of the stable, non-negative definite Lyapunov equation", IMA J. Numer. Anal. 2 (1982).
+       Sorensen and Zhou, "Direct methods for matrix Sylvester and Lyapunov equations", J. Appl. Math. 2003 (2003), for the recursion by
+       columns.
+
+    Examples
+    --------
+    >>> import hsv
+    >>> hsv.solve_lyapunov_factored([[0.6]], [[4.0]], discrete=True)           # sqrt(16 / (1 - 0.36))
+    array([[5.]])
+    >>> hsv.solve_lyapunov_factored([[-2.0]], [[6.0, 8.0]], discrete=False)    # sqrt(100 / 4)
+    array([[5.]])
+    """
+    a, b = as_arrays("ab", (a, b))
+    require_square("a", a)
+    _check_right_hand_side("b", b, a.shape[-1], None, a)
+    factor = on_host(
+        lambda a, b: _factored(a, b, discrete=discrete),
+        widen(_finite("a", a)),
+        widen(_finite("b", b)),
+        reason="the Schur form",
+    )
+    return round_to(factor, b)
+
+
+def solve_lyapunov_factored_pair(a: Array, b: Array, c: Array, *, discrete: bool) -> tuple[Array, Array]:
+    """Return the factors of both Gramians of ``(a, b, c)`` from one Schur form.
+
+    The first is ``solve_lyapunov_factored(a, b)``, the second ``solve_lyapunov_factored(a^H, c^H)``; at two thirds of the cost.
+    Arrays of one library in double precision, already checked.
+    """
+    result: tuple[Array, Array] = on_host(
+        lambda a, b, c: _factored_pair(a, b, c, discrete=discrete), a, b, c, reason="the Schur form"
+    )
+    return result
+
+
+def schur_form(a: Matrix) -> tuple[Matrix, Matrix]:
+    """Return complex ``(s, z)`` with ``a = z s z^H``, ``s`` upper triangular, for every matrix of a batch on the host."""
+    n = a.shape[-1]
+    flat = _real_where_possible(a).reshape(-1, n, n)
+    s, z = np.empty_like(flat), np.empty_like(flat)
+    for k, matrix in enumerate(flat):
+        try:
+            s[k], z[k] = scipy.linalg.schur(
+                matrix, output="complex" if np.iscomplexobj(flat) else "real", check_finite=False
+            )
+        except np.linalg.LinAlgError as error:
+            raise IllConditionedError(
+                f"the QR algorithm did not converge on matrix {k} of the batch; scale its states"
+            ) from error
+    if not np.iscomplexobj(flat):
+        s, z = _kernels.complex_schur_form(s, z)
+    return s.reshape(a.shape), z.reshape(a.shape)
+
+
+def check_stable(poles: Matrix, *, discrete: bool) -> None:
+    """Raise :class:`UnstableSystemError` that names the worst eigenvalue of a batch ``(..., n)``."""
+    size = np.abs(poles) if discrete else poles.real
+    if np.all(size < (1.0 if discrete else 0.0)):
+        return
+    index = np.unravel_index(int(np.argmax(size)), size.shape)
+    where = f"system {tuple(int(i) for i in index[:-1])}, " if size.ndim > 1 else ""
+    where += f"eigenvalue {complex(poles[index]):.6g}"
+    if discrete:
+        raise UnstableSystemError(
+            f"spectral radius {size[index]:.10g} ({where}) must be below 1; split it off with hsv.split_unstable"
+        )
+    raise UnstableSystemError(
+        f"spectral abscissa {size[index]:.10g} ({where}) must be below 0; split it off with hsv.split_unstable, or pass a discrete system as one"
+    )
+
+
+def _sylvester(a: Matrix, b: Matrix, q: Matrix) -> Matrix:
+    s, left = schur_form(a)
+    t, right = schur_form(b)
+    gap = np.abs(_diagonal(s)[..., :, None] + _diagonal(t)[..., None, :])
+    _check_regular(gap, _norm(a) + _norm(b), "a and -b must have no eigenvalue in common", "a x + x b = q")
+    y = _call_on_batch(_kernels.triangular_sylvester, s, t, _adjoint(left) @ q @ right)
+    return _real_if_all_are(left @ y @ _adjoint(right), a, b, q)
+
+
+def _continuous_lyapunov(a: Matrix, q: Matrix) -> Matrix:
+    s, z = schur_form(a)
+    poles = _diagonal(s)
+    gap = np.abs(poles[..., :, None] + poles.conj()[..., None, :])
+    _check_regular(gap, 2 * _norm(a), "no two eigenvalues of a may satisfy l_i + conj(l_j) = 0", "a x + x a^H = q")
+    # s y + y s^H = z^H q z. With the order of its rows and columns turned round, s^H is upper triangular.
+    upper = _adjoint(s)[..., ::-1, ::-1]
+    y = _call_on_batch(_kernels.triangular_sylvester, s, upper, (_adjoint(z) @ q @ z)[..., ::-1])
+    return _hermitian_where(q, _real_if_all_are(z @ y[..., ::-1] @ _adjoint(z), a, q))
+
+
+def _discrete_lyapunov(a: Matrix, q: Matrix) -> Matrix:
+    s, z = schur_form(a)
+    poles = _diagonal(s)
+    size = np.abs(poles)
+    gap = np.abs(1.0 - poles[..., :, None] * poles.conj()[..., None, :])
+    scale = 1.0 + _norm(a) * (size[..., :, None] + size[..., None, :])
+    _check_regular(gap, scale, "no two eigenvalues of a may satisfy l_i conj(l_j) = 1", "a x a^H - x + q = 0")
+    y = _call_on_batch(_kernels.triangular_stein, s, _adjoint(z) @ q @ z)
+    return _hermitian_where(q, _real_if_all_are(z @ y @ _adjoint(z), a, q))
+
+
+def _factored(a: Matrix, b: Matrix, *, discrete: bool) -> Matrix:
+    if not discrete:
+        a = _without_padding(a, np.any(b, axis=-1))
+    s, z = schur_form(a)
+    check_stable(_diagonal(s), discrete=discrete)
+    return _factor_from_schur_form(s, z, a, b, discrete=discrete)
+
+
+def _factored_pair(a: Matrix, b: Matrix, c: Matrix, *, discrete: bool) -> tuple[Matrix, Matrix]:
+    if not discrete:
+        a = _without_padding(a, np.any(b, axis=-1) | np.any(c, axis=-2))
+    s, z = schur_form(a)
+    check_stable(_diagonal(s), discrete=discrete)
+    # a^H = z s^H z^H, and s^H is upper triangular once the order of its rows and columns is turned round.
+    reverse_s, reverse_z = _adjoint(s)[..., ::-1, ::-1], z[..., ::-1]
+    return (
+        _factor_from_schur_form(s, z, a, b, discrete=discrete),
+        _factor_from_schur_form(reverse_s, reverse_z, a, _adjoint(c), discrete=discrete),
+    )
+
+
+def _factor_from_schur_form(s: Matrix, z: Matrix, a: Matrix, b: Matrix, *, discrete: bool) -> Matrix:
+    n = s.shape[-1]
+    if b.shape[-1] > n:  # b b^H = r^H r
+        b = _adjoint(np.asarray(np.linalg.qr(_adjoint(b), mode="r")))
+    # A power of two changes no digit, and keeps the squares inside from overflow and underflow.
+    exponent = np.frexp(np.max(np.abs(b), axis=(-1, -2), keepdims=True, initial=0.0))[1]
+    kernel = _kernels.discrete_lyapunov_factor if discrete else _kernels.continuous_lyapunov_factor
+    u = _call_on_batch(kernel, s, _adjoint(z) @ (b * np.ldexp(1.0, -exponent)))
+    factor: Matrix = z @ u
+    if not (np.iscomplexobj(a) and np.any(a.imag)) and not (np.iscomplexobj(b) and np.any(b.imag)):
+        factor = _real_factor(factor)
+    factor = factor * np.ldexp(1.0, exponent)
+    return factor.astype(np.result_type(a, b), copy=False)
+
+
+def _real_factor(factor: Matrix) -> Matrix:
+    """Return a real factor of a real ``P = L L^H = Re(L) Re(L)^T + Im(L) Im(L)^T``, its 2n columns brought back to n."""
+    if not np.any(factor.imag):
+        return np.ascontiguousarray(factor.real)
+    both = np.concatenate([factor.real, factor.imag], axis=-1)
+    return np.swapaxes(np.asarray(np.linalg.qr(np.swapaxes(both, -1, -2), mode="r")), -1, -2)
+
+
+def _without_padding(a: Matrix, connected: np.ndarray) -> Matrix:
+    """Put -1 in place of the pole 0 of states that are not there: no coupling, and not `connected` ``(..., n)`` to the outside."""
+    absent = ~(np.any(a, axis=-1) | np.any(a, axis=-2) | connected)
+    if not np.any(absent):
+        return a
+    a = np.array(np.broadcast_to(a, (*absent.shape, a.shape[-1])))
+    diagonal = np.arange(a.shape[-1])
+    a[..., diagonal, diagonal] -= absent
+    return a
+
+
+def _call_on_batch(kernel: Callable[..., Matrix], *matrices: Matrix) -> Matrix:
+    """Broadcast the batch axes, hand them to the kernel as one, and give the result its axes back."""
+    batch = np.broadcast_shapes(*(m.shape[:-2] for m in matrices))
+    flat = (np.broadcast_to(m, (*batch, *m.shape[-2:])).reshape(-1, *m.shape[-2:]) for m in matrices)
+    x = kernel(*(np.ascontiguousarray(m, dtype=np.complex128) for m in flat))
+    return x.reshape(*batch, *x.shape[1:])
+
+
+def _check_regular(gap: Matrix, scale: Matrix, rule: str, equation: str) -> None:
+    relative = gap / np.where(scale > 0, scale, 1.0)
+    if relative.size == 0 or relative.min() > _SINGULAR:
+        return
+    index = np.unravel_index(int(np.argmin(relative)), relative.shape)
+    where = f" (system {tuple(int(i) for i in index[:-2])})" if len(index) > 2 else ""
+    raise IllConditionedError(
+        f"{rule}, found a pair within {gap[index]:.1e} of it{where}: {equation} is singular to working precision and has no unique solution; "
+        "shift or scale the eigenvalues, or split the system"
+    )
+
+
+def _check_right_hand_side(name: str, q: Array, rows: int, columns: int | None, *coefficients: Array) -> None:
+    width = "m" if columns is None else str(columns)
+    if q.ndim < 2 or q.shape[-2] != rows or (columns is not None and q.shape[-1] != columns):
+        raise ShapeError(
+            f"{name} must have shape (..., {rows}, {width}) to fit the other matrices, got {tuple(q.shape)}"
+        )
+    shapes = [tuple(x.shape[:-2]) for x in (*coefficients, q)]
+    try:
+        np.broadcast_shapes(*shapes)
+    except ValueError as error:
+        raise ShapeError(
+            f"the batch axes must broadcast against each other, got {', '.join(map(str, shapes))}"
+        ) from error
+
+
+def _finite(name: str, array: Array) -> Array:
+    require_finite(name, array)
+    return array
+
+
+def _real_where_possible(x: Matrix) -> Matrix:
+    return np.ascontiguousarray(x.real) if np.iscomplexobj(x) and not np.any(x.imag) else x
+
+
+def _real_if_all_are(x: Matrix, *inputs: Matrix) -> Matrix:
+    return x if any(np.iscomplexobj(i) for i in inputs) else np.ascontiguousarray(x.real)
+
+
+def _hermitian_where(q: Matrix, x: Matrix) -> Matrix:
+    hermitian = np.all(q == _adjoint(q), axis=(-1, -2), keepdims=True)
+    return np.where(hermitian, 0.5 * (x + _adjoint(x)), x)
+
+
+def _adjoint(x: Matrix) -> Matrix:
+    return np.swapaxes(x, -1, -2).conj()
+
+
+def _diagonal(x: Matrix) -> Matrix:
+    return np.diagonal(x, axis1=-2, axis2=-1)
+
+
+def _norm(x: Matrix) -> Matrix:
+    return np.linalg.norm(x, axis=(-2, -1), keepdims=True)
