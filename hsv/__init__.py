@@ -13,9 +13,12 @@ from hsv._errors import (
 )
 from hsv._gramians import controllability_factor, controllability_gramian, observability_factor, observability_gramian
 from hsv._hankel import hankel_singular_values
+from hsv._lyapunov import solve_continuous_lyapunov, solve_discrete_lyapunov, solve_lyapunov_factored, solve_sylvester
+from hsv._norms import h2_norm, hankel_norm, hinf_error, hinf_norm
 from hsv._order import ErrorBound, HankelEnergy, HankelSum, Order, Rule, Threshold
 from hsv._reduction import Reduction, balance, balanced_truncation
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, diagonalize, real_part
+from hsv.interop import from_control, to_control
 
 __version__ = "0.1.0"
 
@@ -44,8 +47,18 @@ __all__ = [
     "controllability_factor",
     "controllability_gramian",
     "diagonalize",
+    "from_control",
+    "h2_norm",
+    "hankel_norm",
     "hankel_singular_values",
+    "hinf_error",
+    "hinf_norm",
     "observability_factor",
     "observability_gramian",
     "real_part",
+    "solve_continuous_lyapunov",
+    "solve_discrete_lyapunov",
+    "solve_lyapunov_factored",
+    "solve_sylvester",
+    "to_control",
 ]

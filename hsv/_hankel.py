@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from hsv._array import Array, conjugate_transpose, imag, namespace, real, round_to, transpose
+from hsv._array import Array, conjugate_transpose, imag, namespace, real, round_to, transpose, widen
 from hsv._gramians import dual, factor
-from hsv._systems import DiagonalStateSpace, LinearSystem
+from hsv._lyapunov import solve_lyapunov_factored_pair
+from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace
 
 
 class Factors(NamedTuple):
@@ -65,6 +66,8 @@ def singular_values(factors: Factors) -> Array:
 
 def gramian_factors(sys: LinearSystem) -> Factors:
     """Return the factors of both Gramians; real ones wherever the system is real in some known coordinates."""
+    if isinstance(sys, StateSpace):
+        return Factors(*solve_lyapunov_factored_pair(widen(sys.A), widen(sys.B), widen(sys.C), discrete=sys.is_discrete))
     factors = Factors(factor(sys), factor(dual(sys)))
     if isinstance(sys, DiagonalStateSpace) and sys._conjugate_pairs:
         return Factors(*(_real_factor(L) for L in factors))
