@@ -1,0 +1,662 @@
+"""Compression while a model trains: a schedule of attempts, a rule that chooses, a guard that puts back."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import hsv
+from hsv import DtypeError, HsvError
+from hsv._order import as_rule
+from hsv_torch.adapters import adapter_of
+from hsv_torch.checkpoint import layer_sizes, resize_layers
+from hsv_torch.compress import (
+    PlannedCut,
+    apply_cuts,
+    check_calibration,
+    check_unshared,
+    chosen_criterion,
+    chosen_layers,
+    cut_record,
+    recurrent_parameters,
+)
+from hsv_torch.criteria import Criterion
+from hsv_torch.history import Drift, Event, History, LayerRecord
+from hsv_torch.optimizer import Moments, check_optimizer
+from hsv_torch.snapshot import Placement, RandomState, Snapshot, keepable
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When cuts are attempted: attempt k of K at optimizer step ``round(total * (a + (b - a) * k / K))``.
+
+    Parameters
+    ----------
+    total_steps
+        Optimizer steps of the whole training.
+    window
+        ``(a, b)``, the part of the training in which attempts happen, as fractions of `total_steps`.
+    attempts
+        Number of attempts K.
+
+    Raises
+    ------
+    HsvError
+        If an attempt would fall on step 0 or two on the same step: attempts that are asked for happen.
+
+    Examples
+    --------
+    >>> Schedule(total_steps=20_000, window=(0.0, 0.1), attempts=4).steps
+    (500, 1000, 1500, 2000)
+    """
+
+    total_steps: int
+    window: tuple[float, float] = (0.0, 0.1)
+    attempts: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "attempts"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise DtypeError(f"`{name}` must be an int, got {value!r}")
+            if value < 1:
+                raise HsvError(f"`{name}` must be at least 1, got {value}")
+        try:
+            start, stop = (float(edge) for edge in self.window)
+        except (TypeError, ValueError):
+            raise DtypeError(f"`window` must be a pair of fractions of the training, got {self.window!r}") from None
+        if not 0.0 <= start <= stop <= 1.0:
+            raise HsvError(f"`window` must satisfy 0 <= a <= b <= 1 (fractions of the training), got {self.window!r}")
+        object.__setattr__(self, "window", (start, stop))
+        steps = self.steps
+        if steps[0] < 1:
+            raise HsvError(
+                f"attempt 1 of {self.attempts} would fall on step 0, before any training; give `window` {self.window} a later "
+                f"end, or ask for fewer attempts in these {self.total_steps} steps"
+            )
+        for attempt, (earlier, later) in enumerate(itertools.pairwise(steps), start=1):
+            if earlier == later:
+                raise HsvError(
+                    f"attempts {attempt} and {attempt + 1} of {self.attempts} would both fall on step {later}; widen `window` "
+                    f"{self.window}, or ask for fewer attempts in these {self.total_steps} steps"
+                )
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The optimizer steps after which attempts are made, ascending."""
+        start, stop = self.window
+        return tuple(
+            round(self.total_steps * (start + (stop - start) * k / self.attempts)) for k in range(1, self.attempts + 1)
+        )
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """A guard: puts back what a cut changed if a metric falls by more than is allowed.
+
+    What is put back, bit for bit: parameters (the same objects in the same places), buffers such as batch-norm
+    statistics, gradients, training modes, the optimizer, the objects in the compressor's `state`, and the global random
+    generators of Python, NumPy and torch. The metric is compared with that of the moment before the cut; a metric that is
+    NaN on either side counts as a fall. Later attempts are made all the same.
+
+    Parameters
+    ----------
+    evaluate
+        Called without arguments, returns the metric as a number. It is called without gradients, and whatever it does to
+        random generators, training modes and buffers is put back; it shall call ``model.eval()`` itself.
+    max_drop
+        Largest fall that is accepted, in units of the metric, not negative.
+    higher_is_better
+        False for a loss.
+    after_steps
+        0: evaluate right after the cut, and decide before the next batch. Otherwise train that many optimizer steps with
+        the small model first. If the cut is undone then, the steps are undone with it: the compressor's `state` must have
+        the data loader as ``"loader"`` so that it is rewound, and the training loop must ask it for a new iterator when
+        the event says ``undone``.
+    """
+
+    evaluate: Callable[[], Any]
+    max_drop: float
+    higher_is_better: bool = True
+    after_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if not callable(self.evaluate):
+            raise TypeError(f"`evaluate` must be callable without arguments, got {self.evaluate!r}")
+        if isinstance(self.max_drop, bool) or not isinstance(self.max_drop, int | float | np.number):
+            raise DtypeError(f"`max_drop` must be a number, got {self.max_drop!r}")
+        if not self.max_drop >= 0 or math.isinf(self.max_drop):
+            raise HsvError(f"`max_drop` must be a finite number not below 0, got {self.max_drop!r}")
+        if isinstance(self.after_steps, bool) or not isinstance(self.after_steps, int):
+            raise DtypeError(f"`after_steps` must be an int (optimizer steps), got {self.after_steps!r}")
+        if self.after_steps < 0:
+            raise HsvError(f"`after_steps` must be at least 0, got {self.after_steps}")
+
+    def objection(self, before: float, after: float) -> str | None:
+        """Why a cut with these metrics is to be undone, or None if it may stay."""
+        if math.isnan(before) or math.isnan(after):
+            return f"the metric is NaN (before the cut {before:g}, after it {after:g})"
+        drop = before - after if self.higher_is_better else after - before
+        if drop <= self.max_drop:  # false for inf - inf, too
+            return None
+        word = "fell" if self.higher_is_better else "rose"
+        return f"the metric {word} from {before:g} to {after:g}, by more than {self.max_drop:g}"
+
+
+@dataclass
+class _Pending:
+    """A cut that the guard has yet to decide on."""
+
+    decision_step: int
+    snapshot: Snapshot
+    sizes: dict[str, int]  # before the cut
+    systems: dict[str, tuple[int, hsv.DiagonalStateSpace]]  # before the cut
+
+
+class InTrainingCompressor:
+    """Shrinks a model's state-space layers while the model trains.
+
+    Call :meth:`step` after each ``optimizer.step()``. At each attempt of the schedule every layer's Hankel singular values
+    are computed, the rule chooses how many states to keep, and the layers for which that is worth it are cut, with new
+    parameters in the model and the optimizer and the moments carried into the new coordinates. Between attempts a call
+    costs well under a microsecond.
+
+    An attempt draws no random numbers: the order of data and the dropout masks after it are those of a run without it.
+
+    Parameters
+    ----------
+    model
+        The model; its layers are replaced in place.
+    optimizer
+        The optimizer that trains them.
+    rule
+        See :func:`hsv_torch.compress_`; it is applied again at every attempt, so that losses compound.
+    schedule
+        When attempts are made.
+    criterion
+        Which reading of a layer's system is truncated; by default :class:`hsv_torch.ComplexHankel`.
+    layers
+        Dotted names or patterns of the layers to cut; None for all.
+    forward, calibration
+        Only for layers whose system depends on their input.
+    guard
+        A :class:`Rollback`, or None.
+    state
+        What the guard rewinds beside model and optimizer: anything with ``state_dict`` and ``load_state_dict`` (scheduler,
+        gradient scaler, moving average, stateful loader) or a ``torch.Generator``.
+    min_reduction
+        A layer is cut only if it loses more than this fraction of its states.
+    moments
+        ``"reset"`` forgets the optimizer's state of the parameters that are replaced instead of carrying it.
+
+    Raises
+    ------
+    hsv.HsvError
+        If an argument is impossible: no layer to cut, an optimizer whose state cannot be carried, attempts closer together
+        than the guard takes to decide, a guard that needs a loader and has none.
+
+    See Also
+    --------
+    compress_ : one cut of a trained model.
+
+    References
+    ----------
+    .. [1] Chahine, Nazari, Rus, Rusch, "The Curious Case of In-Training Compression of State Space Models", ICLR 2026.
+
+    Examples
+    --------
+    >>> import hsv, hsv_torch
+    >>> model = torch.nn.Sequential(hsv_torch.LRU(4, 64), torch.nn.Linear(4, 1))
+    >>> optimizer = torch.optim.Adam(model.parameters())
+    >>> compressor = hsv_torch.InTrainingCompressor(
+    ...     model, optimizer, rule=hsv.Order(16), schedule=hsv_torch.Schedule(total_steps=10, window=(0.0, 0.2), attempts=1)
+    ... )
+    >>> for _ in range(10):
+    ...     loss = model(torch.randn(2, 12, 4)).square().mean()
+    ...     optimizer.zero_grad()
+    ...     loss.backward()
+    ...     optimizer.step()
+    ...     event = compressor.step()
+    ...     if event is not None:
+    ...         print(event.step, event.layers[0].n_states_before, event.layers[0].n_states_after)
+    2 64 16
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        rule: hsv.Rule | int = hsv.HankelSum(discard=0.1),  # noqa: B008  (frozen)
+        schedule: Schedule,
+        criterion: Criterion | None = None,
+        layers: Iterable[str] | None = None,
+        forward: Callable[..., Any] | None = None,
+        calibration: Any = None,
+        guard: Rollback | None = None,
+        state: Mapping[str, Any] | None = None,
+        min_reduction: float = 0.05,
+        moments: Moments = "carry",
+    ) -> None:
+        chosen = chosen_layers(model, layers)
+        check_calibration(chosen, calibration, forward)
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"`schedule` must be a hsv_torch.Schedule, got {schedule!r}")
+        if not 0 <= min_reduction < 1:
+            raise HsvError(f"`min_reduction` is a fraction of the states and must be in [0, 1), got {min_reduction!r}")
+        check_unshared(model, chosen)
+        check_optimizer(optimizer, recurrent_parameters(chosen), moments)
+        self.model = model
+        self.optimizer = optimizer
+        self.rule = as_rule(rule)
+        self.schedule = schedule
+        self.criterion = chosen_criterion(criterion)
+        self.guard = guard
+        self.min_reduction = min_reduction
+        self.moments: Moments = moments
+        self._objects = _checked_objects(state)
+        _check_guard(guard, schedule, self._objects)
+        self._layers = tuple(chosen)
+        self._initial_sizes = {name: adapter_of(layer).n_states(layer) for name, layer in chosen.items()}
+        self._events: list[Event] = []
+        self._attempts_made = 0
+        self._pending: _Pending | None = None
+        self._systems: dict[str, tuple[int, hsv.DiagonalStateSpace]] = {}  # as the last attempt left them, and its step
+        self._steps = 0
+        self._due = schedule.steps[0]  # the next step at which something happens; 0: never
+        self._clock = _StepClock()
+
+    def step(self) -> Event | None:
+        """Count one optimizer step, and make an attempt (or the guard's decision) if it is due.
+
+        Returns
+        -------
+        Event or None
+            None between attempts. An event says what was found in each layer, also where nothing was cut. With a guard
+            that decides later (``after_steps > 0``), a second event follows at its decision.
+        """
+        self._steps += 1
+        self._clock.tick()
+        if self._steps != self._due:
+            return None
+        return self._act()
+
+    @property
+    def done(self) -> bool:
+        """Whether all attempts have been made and decided on."""
+        return self._due == 0
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps counted; a cut that is undone later takes its steps back."""
+        return self._steps
+
+    @property
+    def history(self) -> History:
+        """All that happened so far, cuts that were undone included."""
+        return History(
+            self._initial_sizes, tuple(self._events), self.schedule.total_steps, self._steps, *self._clock.read()
+        )
+
+    def _act(self) -> Event:
+        pending = self._pending
+        try:
+            if pending is not None and pending.decision_step == self._steps:
+                event = self._decide(pending)
+            else:
+                event = self._attempt()
+        finally:  # an exception does not end the schedule for who catches it
+            self._due = self._next_due()
+        self._events.append(dataclasses.replace(event, replaced={}))
+        self._clock.reset()
+        return event
+
+    def _next_due(self) -> int:
+        if self._pending is not None:
+            return self._pending.decision_step
+        steps = self.schedule.steps
+        return steps[self._attempts_made] if self._attempts_made < len(steps) else 0
+
+    def _attempt(self) -> Event:
+        started = time.perf_counter()
+        timed = self._clock.read()
+        random_state = RandomState.take()
+        self._attempts_made += 1
+        left = dict(self._systems)
+        records, plans = self._measure()
+        event = Event(
+            self._attempts_made, self._steps, tuple(records.values()), 0.0, steps_timed=timed[0], step_seconds=timed[1]
+        )
+        if plans:
+            event = self._cut(event, records, plans, random_state, left)
+        else:
+            random_state.restore()
+        seconds = time.perf_counter() - started - event.evaluation_seconds
+        return dataclasses.replace(event, seconds=seconds)
+
+    def _measure(self) -> tuple[dict[str, LayerRecord], dict[str, PlannedCut]]:
+        """Find out what the rule chooses for each layer; changes nothing but the systems that drift is measured from."""
+        records: dict[str, LayerRecord] = {}
+        plans: dict[str, PlannedCut] = {}
+        for name in self._layers:
+            layer = self.model.get_submodule(name)
+            adapter = adapter_of(layer)
+            n = adapter.n_states(layer)
+            try:
+                cut = adapter.reduce(layer, self.rule, self.criterion)
+            except HsvError as error:
+                spectrum = getattr(error, "hankel_singular_values", None)
+                records[name] = LayerRecord(name, "refused", n, n, None, spectrum, reason=str(error))
+            else:
+                record = cut_record(name, cut)
+                if cut.n_states_after < (1 - self.min_reduction) * n:
+                    plans[name] = PlannedCut(layer, adapter, cut)
+                else:
+                    reason = f"the rule keeps {cut.n_states_after} of {n} states, not fewer than {1 - self.min_reduction:g} of them"
+                    record = dataclasses.replace(record, outcome="unchanged", n_states_after=n, reason=reason)
+                records[name] = record
+            records[name] = self._with_drift(records[name])
+        return records, plans
+
+    def _with_drift(self, record: LayerRecord) -> LayerRecord:
+        """Compare the layer's system with what the attempt before left, and remember it for the next one."""
+        layer = self.model.get_submodule(record.layer)
+        try:
+            system = adapter_of(layer).system(layer)
+            before = self._systems.get(record.layer)
+            self._systems[record.layer] = (self._steps, system)
+            if before is None:
+                return record
+            return dataclasses.replace(record, drift=_drift(before[0], before[1], system))
+        except HsvError as error:
+            self._systems.pop(record.layer, None)
+            return dataclasses.replace(record, notes=(*record.notes, f"drift was not measured: {error}"))
+
+    def _cut(
+        self,
+        event: Event,
+        records: dict[str, LayerRecord],
+        plans: dict[str, PlannedCut],
+        random_state: RandomState,
+        left: dict[str, tuple[int, hsv.DiagonalStateSpace]],
+    ) -> Event:
+        if self.guard is None:
+            replaced = apply_cuts(self.model, plans, optimizer=self.optimizer, moments=self.moments)
+            random_state.restore()
+            self._remember_systems(plans)
+            return dataclasses.replace(event, replaced=replaced)
+        snapshot = Snapshot.take(
+            self.model,
+            self.optimizer,
+            layers=[plan.layer for plan in plans.values()],
+            objects=self._objects,
+            random_state=random_state,
+        )
+        sizes = {name: records[name].n_states_before for name in plans}
+        systems = dict(self._systems)
+        try:
+            before, seconds = self._evaluate()
+            replaced = apply_cuts(self.model, plans, optimizer=self.optimizer, moments=self.moments)
+            event = dataclasses.replace(event, metric_before=before, evaluation_seconds=seconds, replaced=replaced)
+            if self.guard.after_steps > 0:
+                random_state.restore()
+                self._remember_systems(plans)
+                self._pending = _Pending(self._steps + self.guard.after_steps, snapshot, sizes, systems)
+                return dataclasses.replace(event, pending=True)
+            after, more_seconds = self._evaluate()
+            event = dataclasses.replace(event, metric_after=after, evaluation_seconds=seconds + more_seconds)
+            objection = self.guard.objection(before, after)
+            if objection is not None:
+                snapshot.restore()
+                return _undone(event, objection)
+            random_state.restore()
+        except BaseException:
+            snapshot.restore()
+            self._systems = left
+            raise
+        self._remember_systems(plans)
+        return event
+
+    def _remember_systems(self, plans: Mapping[str, PlannedCut]) -> None:
+        for name, plan in plans.items():
+            self._systems[name] = (self._steps, plan.adapter.system(plan.layer))
+
+    def _decide(self, pending: _Pending) -> Event:
+        assert self.guard is not None
+        started = time.perf_counter()
+        timed = self._clock.read()
+        index, cut_event = self._pending_event()
+        assert cut_event.metric_before is not None
+        after, seconds = self._evaluate()
+        self._pending = None
+        decided = dataclasses.replace(cut_event, pending=False, metric_after=after)
+        objection = self.guard.objection(cut_event.metric_before, after)
+        if objection is not None:
+            pending.snapshot.restore()
+            decided = _undone(decided, objection)
+            self._steps = cut_event.step
+            self._systems = pending.systems
+        # The history has one event for the cut, with the decision in it; its own costs stay with it.
+        del self._events[index]
+        return dataclasses.replace(
+            decided,
+            evaluation_seconds=cut_event.evaluation_seconds + seconds,
+            seconds=cut_event.seconds + time.perf_counter() - started - seconds,
+            steps_timed=cut_event.steps_timed + timed[0],
+            step_seconds=cut_event.step_seconds + timed[1],
+        )
+
+    def _pending_event(self) -> tuple[int, Event]:
+        return next((index, event) for index, event in enumerate(self._events) if event.pending)
+
+    def _evaluate(self) -> tuple[float, float]:
+        """The guard's metric and the seconds it took; leaves no trace in generators, modes or buffers."""
+        assert self.guard is not None
+        started = time.perf_counter()
+        random_state = RandomState.take()
+        modes = [(module, module.training) for module in self.model.modules()]
+        buffers = [(buffer, buffer.detach().clone()) for buffer in self.model.buffers()]
+        placement = Placement(self.model, None)
+        try:
+            with torch.no_grad():
+                return float(self.guard.evaluate()), time.perf_counter() - started
+        finally:
+            placement.restore()
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+            for module, training in modes:
+                module.training = training
+            random_state.restore()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that :meth:`load_state_dict` needs to go on exactly: numbers, strings, lists, tensors.
+
+        While the guard has yet to decide, this contains a copy of the model and the optimizer of before the cut.
+        """
+        pending = self._pending
+        return {
+            "version": 1,
+            "schedule": [self.schedule.total_steps, list(self.schedule.window), self.schedule.attempts],
+            "steps": self._steps,
+            "attempts_made": self._attempts_made,
+            "sizes": {name: adapter_of(layer).n_states(layer) for name, layer in self._named_layers()},
+            "history": self.history.to_dict(),
+            "systems": _packed(self._systems),
+            "pending": None
+            if pending is None
+            else {
+                "decision_step": pending.decision_step,
+                "sizes": pending.sizes,
+                "systems": _packed(pending.systems),
+                "snapshot": pending.snapshot.state_dict(),
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another compressor was saved.
+
+        Layers are given the sizes they had then, in the model and in the optimizer, with values unset: load the model's and
+        the optimizer's state *after* this. A model that has its sizes already is left alone.
+
+        Raises
+        ------
+        HsvError
+            If the state is of another schedule, or of a model with other layers.
+        """
+        own = [self.schedule.total_steps, list(self.schedule.window), self.schedule.attempts]
+        if state.get("version") != 1:
+            raise HsvError(
+                f"`state` is no state of an InTrainingCompressor that this release reads (version {state.get('version')!r})"
+            )
+        if list(state["schedule"]) != own:
+            raise HsvError(
+                f"`state` was saved with the schedule {state['schedule']}, and this compressor has {own}; make it with that one"
+            )
+        history = History.from_dict(state["history"])
+        if set(history.initial_sizes) != set(self._layers):
+            raise HsvError(
+                f"`state` was saved for the layers {sorted(history.initial_sizes)}, and this compressor cuts {sorted(self._layers)}"
+            )
+        pending = state["pending"]
+        self._pending = None if pending is None else self._unpacked_pending(pending)
+        resize_layers(self.model, state["sizes"], self.optimizer)
+        self._initial_sizes = dict(history.initial_sizes)
+        self._events = list(history.events)
+        self._steps = int(state["steps"])
+        self._attempts_made = int(state["attempts_made"])
+        self._systems = _unpacked(state["systems"])
+        self._due = self._next_due()
+        self._clock = _StepClock(history.steps_timed, history.step_seconds)
+
+    def _unpacked_pending(self, pending: Mapping[str, Any]) -> _Pending:
+        """Rebuild the snapshot at the sizes of before the cut, and leave the model as it is."""
+        layers = [layer for _, layer in self._named_layers()]
+        now = Placement(self.model, self.optimizer, layers)
+        try:
+            resize_layers(self.model, pending["sizes"], self.optimizer)
+            snapshot = Snapshot.take(self.model, self.optimizer, layers=layers, objects=self._objects)
+            snapshot.load_values(pending["snapshot"])
+        finally:
+            now.restore()
+        return _Pending(int(pending["decision_step"]), snapshot, dict(pending["sizes"]), _unpacked(pending["systems"]))
+
+    def _named_layers(self) -> list[tuple[str, nn.Module]]:
+        return [(name, self.model.get_submodule(name)) for name in self._layers]
+
+    def __repr__(self) -> str:
+        sizes = {name: size for name, size in layer_sizes(self.model).items() if name in self._layers}
+        return f"InTrainingCompressor(step {self._steps}, {self._attempts_made} of {self.schedule.attempts} attempts, states {sizes})"
+
+
+class _StepClock:
+    """Wall-clock time of training steps: from the first call after an attempt to the last before the next."""
+
+    __slots__ = ("first", "last", "seconds", "ticks")
+
+    def __init__(self, ticks: int = 0, seconds: float = 0.0) -> None:
+        self.ticks = ticks  # steps of a run that was resumed
+        self.seconds = seconds
+        self.first = self.last = 0.0
+
+    def tick(self) -> None:
+        self.last = time.perf_counter()
+        if self.first == 0.0:
+            self.first = self.last
+        else:
+            self.ticks += 1
+
+    def read(self) -> tuple[int, float]:
+        return self.ticks, self.seconds + self.last - self.first
+
+    def reset(self) -> None:
+        self.ticks, self.seconds = 0, 0.0
+        self.first = self.last = time.perf_counter()
+
+
+def _undone(event: Event, reason: str) -> Event:
+    layers = tuple(
+        dataclasses.replace(record, outcome="undone", n_states_after=record.n_states_before, reason=reason)
+        if record.outcome == "cut"
+        else record
+        for record in event.layers
+    )
+    return dataclasses.replace(event, layers=layers, undone=True, reason=reason, replaced={})
+
+
+def _drift(since_step: int, before: hsv.DiagonalStateSpace, now: hsv.DiagonalStateSpace) -> Drift:
+    earlier, later = (_host(hsv.hankel_singular_values(system)) for system in (before, now))
+    size = max(earlier.shape[-1], later.shape[-1])
+    earlier, later = (np.pad(s, [(0, 0)] * (s.ndim - 1) + [(0, size - s.shape[-1])]) for s in (earlier, later))
+    return Drift(since_step, float(np.abs(earlier - later).max()), float(_host(hsv.hankel_norm(now - before)).max()))
+
+
+def _host(values: Any) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _packed(systems: Mapping[str, tuple[int, hsv.DiagonalStateSpace]]) -> dict[str, Any]:
+    packed = {}
+    for name, (step, system) in systems.items():
+        exact = system.log_poles is not None
+        packed[name] = {
+            "step": step,
+            "logarithms": exact,
+            "arrays": [
+                torch.as_tensor(x)
+                for x in (system.log_poles if exact else system.poles(), system.B, system.C, system.D)
+            ],
+            "dt": system.dt,
+        }
+    return packed
+
+
+def _unpacked(packed: Mapping[str, Any]) -> dict[str, tuple[int, hsv.DiagonalStateSpace]]:
+    systems = {}
+    for name, content in packed.items():
+        make = hsv.DiagonalStateSpace.from_log_poles if content["logarithms"] else hsv.DiagonalStateSpace
+        systems[name] = (int(content["step"]), make(*content["arrays"], dt=content["dt"]))
+    return systems
+
+
+def _checked_objects(state: Mapping[str, Any] | None) -> dict[str, Any]:
+    objects = dict(state or {})
+    for name, value in objects.items():
+        if not keepable(value):
+            raise TypeError(
+                f"`state`: {name!r} ({type(value).__qualname__}) cannot be put back: it has neither state_dict and "
+                "load_state_dict nor get_state and set_state"
+            )
+    return objects
+
+
+def _check_guard(guard: Rollback | None, schedule: Schedule, objects: Mapping[str, Any]) -> None:
+    if guard is None:
+        return
+    if not isinstance(guard, Rollback):
+        raise TypeError(f"`guard` must be a hsv_torch.Rollback or None, got {guard!r}")
+    if guard.after_steps == 0:
+        return
+    if "loader" not in objects:
+        raise HsvError(
+            f"`guard` decides {guard.after_steps} steps after a cut, and going back exactly needs the data of those steps again: "
+            "pass state={'loader': ...} with a loader that has state_dict and load_state_dict, or after_steps=0"
+        )
+    ends = (*schedule.steps[1:], schedule.total_steps + 1)
+    for attempt, (step, end) in enumerate(zip(schedule.steps, ends, strict=True), start=1):
+        if step + guard.after_steps >= end:
+            last = attempt == schedule.attempts
+            raise HsvError(
+                f"`guard` decides {guard.after_steps} steps after a cut, but attempt {attempt} is at step {step} and "
+                + (f"training ends at step {schedule.total_steps}" if last else f"the next one at step {end}")
+                + "; lower after_steps, or change the schedule"
+            )

@@ -1,0 +1,288 @@
+"""What training can be put back to: which tensors stood where, their values, and the state of everything around them."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hsv import HsvError
+
+
+def _same_containers(value: Any) -> Any:
+    """Copies of the containers, the same leaves."""
+    if isinstance(value, dict):
+        return {key: _same_containers(item) for key, item in value.items()}
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+        return type(value)(_same_containers(item) for item in value)
+    return value
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors_in(item)
+
+
+def deep_copy(value: Any) -> Any:
+    """A copy that shares nothing; tensors are detached and cloned on their device."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict) and type(value).__init__ is dict.__init__:
+        return {key: deep_copy(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(deep_copy(item) for item in value)
+    return copy.deepcopy(value)
+
+
+def _numpy_state() -> tuple[Any, ...]:
+    # The global generator is the legacy one: data loaders and augmentations of others draw from it.
+    return np.random.get_state(legacy=True)  # type: ignore[return-value]  # noqa: NPY002
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """The states of the global random generators of Python, NumPy and torch (each CUDA device too, once in use)."""
+
+    python: tuple[Any, ...]
+    numpy: tuple[Any, ...]
+    torch: Tensor
+    cuda: tuple[Tensor, ...]
+
+    @classmethod
+    def take(cls) -> RandomState:
+        """The states as they are now."""
+        cuda = tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else ()
+        return cls(random.getstate(), _numpy_state(), torch.get_rng_state(), cuda)
+
+    def restore(self) -> None:
+        """Put every generator back."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)  # noqa: NPY002
+        torch.set_rng_state(self.torch)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(list(self.cuda))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers and tensors only, as `torch.load(weights_only=True)` accepts them."""
+        kind, keys, *rest = self.numpy
+        numpy_state = [kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest]
+        return {"python": self.python, "numpy": numpy_state, "torch": self.torch, "cuda": list(self.cuda)}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> RandomState:
+        """The inverse of :meth:`state_dict`."""
+        kind, keys, *rest = state["numpy"]
+        version, words, gauss = state["python"]
+        numpy_state = (kind, keys.numpy().astype(np.uint32), *rest)
+        return cls((version, tuple(words), gauss), numpy_state, state["torch"], tuple(state["cuda"]))
+
+
+class Placement:
+    """Which parameters and buffers stand where, in the model and in the optimizer. References only: nothing is copied.
+
+    Putting it back gives every place its old tensor *object*, so that references held elsewhere are valid again. Plain
+    attributes are put back for `layers` alone, because a cut may change them (a stored number of states, say).
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer | None, layers: Iterable[nn.Module] = ()
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.modules = [
+            (name, module, dict(module._parameters), dict(module._buffers)) for name, module in model.named_modules()
+        ]
+        inside = {id(part): part for layer in layers for part in layer.modules()}
+        containers = ("_parameters", "_buffers", "_modules")
+        self.attributes = [
+            (part, {key: value for key, value in part.__dict__.items() if key not in containers})
+            for part in inside.values()
+        ]
+        self.groups: list[dict[str, Any]] = []
+        self.states: dict[Tensor, dict[str, Any]] = {}
+        if optimizer is not None:
+            self.groups = [
+                {key: _same_containers(value) for key, value in group.items()} for group in optimizer.param_groups
+            ]
+            self.states = {parameter: _same_containers(state) for parameter, state in optimizer.state.items()}
+
+    def restore(self) -> None:
+        """Put every tensor back where it stood."""
+        for _, module, parameters, buffers in self.modules:
+            _refill(module._parameters, parameters)
+            _refill(module._buffers, buffers)
+        for part, attributes in self.attributes:
+            for key in set(part.__dict__) - set(attributes) - {"_parameters", "_buffers", "_modules"}:
+                del part.__dict__[key]
+            part.__dict__.update(attributes)
+        if self.optimizer is not None:
+            for group, kept in zip(self.optimizer.param_groups, self.groups, strict=True):
+                params = group["params"]
+                params[:] = kept["params"]
+                _refill(group, _same_containers(kept))
+                group["params"] = params  # the same list object: some optimizers hold on to it
+            _refill(self.optimizer.state, {key: _same_containers(state) for key, state in self.states.items()})
+
+
+def _refill(target: dict[Any, Any], content: Mapping[Any, Any]) -> None:
+    target.clear()
+    target.update(content)
+
+
+def keepable(value: object) -> bool:
+    """Whether an object's state can be taken and put back: ``state_dict`` / ``load_state_dict``, or as torch.Generator."""
+    return (hasattr(value, "state_dict") and hasattr(value, "load_state_dict")) or (
+        hasattr(value, "get_state") and hasattr(value, "set_state")
+    )
+
+
+@dataclass
+class Snapshot:
+    """Everything that a cut can be undone from, bit for bit. Costs one copy of model, buffers, gradients and moments.
+
+    Kept are: which tensor stands where, all values (parameters, buffers, gradients, optimizer state and options), the
+    training mode of every module, the random generators, and the state of every object in `objects`.
+    """
+
+    placement: Placement
+    values: list[tuple[Tensor, Tensor]]
+    gradients: list[tuple[Tensor, Tensor | None]]
+    modes: list[tuple[nn.Module, bool]]
+    random: RandomState
+    objects: Mapping[str, Any]
+    object_states: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def take(
+        cls,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        *,
+        layers: Iterable[nn.Module] = (),
+        objects: Mapping[str, Any] | None = None,
+        random_state: RandomState | None = None,
+    ) -> Snapshot:
+        """The state as it is now (`random_state`: as it was earlier)."""
+        placement = Placement(model, optimizer, layers)
+        unique = {id(tensor): tensor for tensor in _placed_tensors(placement)}
+        parameters = {id(p): p for _, _, held, _ in placement.modules for p in held.values() if p is not None}
+        objects = dict(objects or {})
+        return cls(
+            placement=placement,
+            values=[(tensor, tensor.detach().clone()) for tensor in unique.values()],
+            gradients=[(p, None if p.grad is None else p.grad.detach().clone()) for p in parameters.values()],
+            modes=[(module, module.training) for module in model.modules()],
+            random=random_state or RandomState.take(),
+            objects=objects,
+            object_states={name: _object_state(value) for name, value in objects.items()},
+        )
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put everything back."""
+        self.placement.restore()
+        for tensor, value in self.values:
+            tensor.copy_(value)
+        for parameter, gradient in self.gradients:
+            if gradient is None or parameter.grad is None:
+                parameter.grad = None if gradient is None else gradient.clone()
+            else:
+                parameter.grad.copy_(gradient)
+        for module, training in self.modes:
+            module.training = training
+        for name, value in self.objects.items():
+            _load_object_state(value, deep_copy(self.object_states[name]))
+        self.random.restore()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the gradients, by names and positions, to be read back by :meth:`load_values`."""
+        value_of = {id(tensor): value for tensor, value in self.values}
+
+        def stored(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value_of.get(id(value), value)
+            if isinstance(value, dict):
+                return {key: stored(item) for key, item in value.items()}
+            return type(value)(stored(item) for item in value) if type(value) in (list, tuple) else value
+
+        places = _optimizer_places(self.placement)
+        options = [
+            {key: stored(value) for key, value in group.items() if key != "params"} for group in self.placement.groups
+        ]
+        return {
+            "model": {name: value_of[id(tensor)] for name, tensor in _named_tensors(self.placement)},
+            "options": options,
+            "optimizer": {
+                places[id(parameter)]: stored(state)
+                for parameter, state in self.placement.states.items()
+                if id(parameter) in places
+            },
+            "modes": [training for _, training in self.modes],
+            "random": self.random.state_dict(),
+            "objects": self.object_states,
+        }
+
+    def load_values(self, state: Mapping[str, Any]) -> None:
+        """Make this snapshot of the same places hold the values of `state`, without touching the places."""
+        named = dict(_named_tensors(self.placement))
+        if set(named) != set(state["model"]):
+            differing = sorted(set(named) ^ set(state["model"]))
+            raise HsvError(f"the stored state belongs to another model: it differs in {differing[:5]}")
+        values = {id(tensor): (tensor, deep_copy(state["model"][name]).to(tensor)) for name, tensor in named.items()}
+        self.values = list(values.values())
+        self.gradients = [(parameter, None) for parameter, _ in self.gradients]
+        parameters = {place: held for held, place in _optimizer_places(self.placement, objects=True).items()}
+        self.placement.states = {parameters[place]: deep_copy(kept) for place, kept in state["optimizer"].items()}
+        for group, options in zip(self.placement.groups, state["options"], strict=True):
+            group.update(deep_copy(options))
+        self.modes = [(module, mode) for (module, _), mode in zip(self.modes, state["modes"], strict=True)]
+        self.random = RandomState.from_state_dict(state["random"])
+        self.object_states = deep_copy(dict(state["objects"]))
+
+
+def _named_tensors(placement: Placement) -> Iterator[tuple[str, Tensor]]:
+    for prefix, _, parameters, buffers in placement.modules:
+        for name, tensor in (*parameters.items(), *buffers.items()):
+            if tensor is not None:
+                yield f"{prefix}.{name}" if prefix else name, tensor
+
+
+def _placed_tensors(placement: Placement) -> Iterator[Tensor]:
+    for _, tensor in _named_tensors(placement):
+        yield tensor
+    for group in placement.groups:  # the parameters, and options that are tensors
+        yield from _tensors_in(group)
+    for state in placement.states.values():
+        yield from _tensors_in(state)
+
+
+def _optimizer_places(placement: Placement, *, objects: bool = False) -> dict[Any, str]:
+    """``"group.position"`` of each parameter of the optimizer, keyed by identity or by the parameter."""
+    return {
+        parameter if objects else id(parameter): f"{i}.{j}"
+        for i, group in enumerate(placement.groups)
+        for j, parameter in enumerate(group["params"])
+    }
+
+
+def _object_state(value: Any) -> Any:
+    return deep_copy(value.state_dict() if hasattr(value, "state_dict") else value.get_state())
+
+
+def _load_object_state(value: Any, state: Any) -> None:
+    if hasattr(value, "load_state_dict"):
+        value.load_state_dict(state)
+    else:
+        value.set_state(state)
