@@ -136,7 +136,10 @@ class LRU(nn.Module):
         """How :meth:`forward` computes an input of this size: ``mode`` itself, or what "auto" stands for here."""
         if self.mode != "auto":
             return self.mode
-        return choose_mode(batch=batch, length=length, n_states=self.n_states, n_inputs=self.d_model, n_outputs=self.d_model)
+        d_model, device = self.d_model, self.nu_log.device
+        return choose_mode(
+            batch=batch, length=length, n_states=self.n_states, n_inputs=d_model, n_outputs=d_model, device=device
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x (batch, length, d_model)`` to an output of the same shape and of the parameters' dtype.

@@ -1,5 +1,10 @@
-"""Linear recurrences and diagonal state-space models over a time axis, each behind one entry point."""
+"""Linear recurrences and diagonal state-space models over a time axis, each behind one entry point.
 
+``reference`` has the same functions in a few lines of plain PyTorch, differentiable any number of times.
+"""
+
+from hsv_torch.scan import reference
 from hsv_torch.scan._diagonal import choose_mode, diagonal_state_space
+from hsv_torch.scan._linear import linear_scan
 
-__all__ = ["choose_mode", "diagonal_state_space"]
+__all__ = ["choose_mode", "diagonal_state_space", "linear_scan", "reference"]

@@ -1,0 +1,445 @@
+"""The CPU kernels. Importing this file imports Numba, so it is imported when a kernel is first needed.
+
+Everything is in one file because Numba's cache on disk looks at the date of the file that a kernel stands in, and of no other.
+
+Vectors of 64 bytes are a type here. Loop vectorisation by the optimiser needs proofs that arrays do not overlap and leave to
+reorder sums; a vector type needs neither: the values stay in registers, and the order of every sum is the one written, on
+every machine and for every number of threads. Where registers are shorter LLVM splits the vectors.
+
+No kernel starts threads: they release the GIL and take the range of tasks to work on, see ``_threads.py``.
+"""
+
+import llvmlite.ir as ir
+import numba
+import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.core.datamodel.models import PrimitiveModel
+from numba.extending import intrinsic, register_model
+
+N_BYTES = 64  # of a vector
+GROUP = 8  # channels whose coefficients (real and imaginary) fill half of 32 vector registers
+CHUNK = 16  # steps; the inputs and outputs of one group over a chunk fill half of a 32 KiB cache
+
+_kernel = numba.njit(nogil=True, cache=True, error_model="numpy")
+
+
+class Vector(types.Type):
+    """As many numbers of one dtype as fill a vector register."""
+
+    def __init__(self, dtype: types.Float) -> None:
+        self.dtype = dtype
+        self.lanes = N_BYTES * 8 // dtype.bitwidth
+        super().__init__(name=f"Vector({dtype}, {self.lanes})")
+
+
+@register_model(Vector)
+class _VectorModel(PrimitiveModel):
+    def __init__(self, dmm, fe_type: Vector) -> None:
+        super().__init__(dmm, fe_type, ir.VectorType(dmm.lookup(fe_type.dtype).get_value_type(), fe_type.lanes))
+
+
+def _element(context, builder, signature, args) -> ir.Value:
+    """The address of ``array[index]``, where the first two arguments of an intrinsic are array and index."""
+    index = context.cast(builder, args[1], signature.args[1], types.intp)
+    data = cgutils.create_struct_proxy(signature.args[0])(context, builder, args[0]).data
+    return builder.gep(data, [index])
+
+
+def _load(builder, pointer, vector_type, offset: int) -> ir.Value:
+    pointer = builder.gep(builder.bitcast(pointer, ir.PointerType(vector_type)), [ir.Constant(ir.IntType(64), offset)])
+    return builder.load(pointer, align=4)
+
+
+def _splat(builder, vector_type, value) -> ir.Value:
+    undefined = ir.Constant(vector_type, ir.Undefined)
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), vector_type.count), [0] * vector_type.count)
+    return builder.shuffle_vector(builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0)), undefined, mask)
+
+
+def _fma(builder, a, b, c) -> ir.Value:
+    bits = 32 if isinstance(a.type.element, ir.FloatType) else 64
+    function_type = ir.FunctionType(a.type, [a.type] * 3)
+    function = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.fma.v{a.type.count}f{bits}")
+    return builder.call(function, [a, b, c])
+
+
+@intrinsic
+def load(typingctx, array, index):
+    """The vector that begins at ``array[index]``. All arrays are flat and contiguous, and bounds are not checked."""
+    vector = Vector(array.dtype)
+
+    def codegen(context, builder, signature, args):
+        return _load(builder, _element(context, builder, signature, args), context.get_value_type(vector), 0)
+
+    return vector(array, index), codegen
+
+
+@intrinsic
+def splat(typingctx, array, index):
+    """``array[index]`` in every lane."""
+    vector = Vector(array.dtype)
+
+    def codegen(context, builder, signature, args):
+        value = builder.load(_element(context, builder, signature, args))
+        return _splat(builder, context.get_value_type(vector), value)
+
+    return vector(array, index), codegen
+
+
+@intrinsic
+def store(typingctx, array, index, vector):
+    """Write a vector at ``array[index]``."""
+
+    def codegen(context, builder, signature, args):
+        pointer = builder.bitcast(_element(context, builder, signature, args), ir.PointerType(args[2].type))
+        builder.store(args[2], pointer, align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, index, vector), codegen
+
+
+@intrinsic
+def multiply_add(typingctx, a, b, c):
+    """``a b + c``, rounded once."""
+
+    def codegen(context, builder, signature, args):
+        return _fma(builder, *args)
+
+    return a(a, b, c), codegen
+
+
+@intrinsic
+def negative(typingctx, a):
+    """``-a``."""
+
+    def codegen(context, builder, signature, args):
+        return builder.fneg(args[0])
+
+    return a(a), codegen
+
+
+@intrinsic
+def load_group(typingctx, array, index):
+    """The ``GROUP`` vectors that begin at ``array[index]``."""
+    group = types.UniTuple(Vector(array.dtype), GROUP)
+
+    def codegen(context, builder, signature, args):
+        pointer = _element(context, builder, signature, args)
+        vector_type = context.get_value_type(group.dtype)
+        return context.make_tuple(builder, group, [_load(builder, pointer, vector_type, j) for j in range(GROUP)])
+
+    return group(array, index), codegen
+
+
+@intrinsic
+def splat_group(typingctx, array, index):
+    """``GROUP`` vectors, the j-th with ``array[index + j]`` in every lane."""
+    group = types.UniTuple(Vector(array.dtype), GROUP)
+
+    def codegen(context, builder, signature, args):
+        pointer = _element(context, builder, signature, args)
+        vector_type = context.get_value_type(group.dtype)
+        values = [builder.load(builder.gep(pointer, [ir.Constant(ir.IntType(64), j)])) for j in range(GROUP)]
+        return context.make_tuple(builder, group, [_splat(builder, vector_type, value) for value in values])
+
+    return group(array, index), codegen
+
+
+@intrinsic
+def store_group(typingctx, array, index, group):
+    """Write ``GROUP`` vectors from ``array[index]`` on."""
+
+    def codegen(context, builder, signature, args):
+        vectors = cgutils.unpack_tuple(builder, args[2])
+        pointer = builder.bitcast(_element(context, builder, signature, args), ir.PointerType(vectors[0].type))
+        for j, vector in enumerate(vectors):
+            builder.store(vector, builder.gep(pointer, [ir.Constant(ir.IntType(64), j)]), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, index, group), codegen
+
+
+@intrinsic
+def dot(typingctx, a, b, c):
+    """``c + sum over j of a[j] b[j]``, the even and the odd terms apart, so that they do not wait for each other."""
+
+    def codegen(context, builder, signature, args):
+        a_j, b_j = cgutils.unpack_tuple(builder, args[0]), cgutils.unpack_tuple(builder, args[1])
+        even, odd = args[2], builder.fmul(a_j[1], b_j[1])
+        for j in range(0, GROUP, 2):
+            even = _fma(builder, a_j[j], b_j[j], even)
+        for j in range(3, GROUP, 2):
+            odd = _fma(builder, a_j[j], b_j[j], odd)
+        return builder.fadd(even, odd)
+
+    return c(a, b, c), codegen
+
+
+@intrinsic
+def multiply_add_group(typingctx, a, b, c):
+    """``a[j] b + c[j]`` for every j; ``b`` is one vector."""
+
+    def codegen(context, builder, signature, args):
+        a_j, c_j = cgutils.unpack_tuple(builder, args[0]), cgutils.unpack_tuple(builder, args[2])
+        return context.make_tuple(builder, c, [_fma(builder, x, args[1], z) for x, z in zip(a_j, c_j, strict=True)])
+
+    return c(a, b, c), codegen
+
+
+@_kernel
+def _aligned(size, like):
+    """A flat array of zeros whose vectors do not straddle cache lines."""
+    itemsize = like.itemsize
+    raw = np.zeros(size + N_BYTES // itemsize, like.dtype)
+    start = (N_BYTES - raw.ctypes.data % N_BYTES) % N_BYTES // itemsize
+    return raw[start : start + size]
+
+
+@_kernel
+def _gather(x, first, start, stop, n_rows, rows):
+    """Steps ``start`` to ``stop`` of the sequences from ``first`` on, as rows (step, channel) with a sequence in each lane."""
+    lanes = N_BYTES // x.itemsize
+    for lane in range(min(lanes, x.shape[0] - first)):
+        for t in range(start, stop):
+            for h in range(x.shape[2]):
+                rows[((t - start) * n_rows + h) * lanes + lane] = x[first + lane, t, h]
+
+
+@_kernel
+def _scatter(rows, first, start, stop, n_rows, x):
+    """The inverse of ``_gather``."""
+    lanes = N_BYTES // x.itemsize
+    for lane in range(min(lanes, x.shape[0] - first)):
+        for t in range(start, stop):
+            for h in range(x.shape[2]):
+                x[first + lane, t, h] = rows[((t - start) * n_rows + h) * lanes + lane]
+
+
+@_kernel
+def _project(rows, n_rows, re, im, row, n_steps, out_re, out_im):
+    """``out[t] = sum over h of (re + i im)[row + h] rows[t, h]``, of all groups of channels but the last."""
+    lanes = N_BYTES // re.itemsize
+    out_re[: n_steps * lanes] = 0
+    out_im[: n_steps * lanes] = 0
+    for group in range(n_rows // GROUP - 1):
+        a, b = splat_group(re, row + group * GROUP), splat_group(im, row + group * GROUP)
+        for t in range(n_steps):
+            x = load_group(rows, (t * n_rows + group * GROUP) * lanes)
+            store(out_re, t * lanes, dot(a, x, load(out_re, t * lanes)))
+            store(out_im, t * lanes, dot(b, x, load(out_im, t * lanes)))
+
+
+@_kernel
+def _recur(rows, n_rows, re, im, row, pole_re, pole_im, i, state_re, state_im, first, step, n_steps, out_re, out_im):
+    """``s <- pole[i] s + out[t] + sum over h of (re + i im)[row + h] rows[t, h]``, the last group of channels; ``out[t] = s``.
+
+    ``t`` runs from ``first`` in steps of 1 or -1; ``state[i]`` holds ``s`` before and after.
+    """
+    lanes = N_BYTES // re.itemsize
+    last = n_rows - GROUP
+    a, b = splat_group(re, row + last), splat_group(im, row + last)
+    p_re, p_im = splat(pole_re, i), splat(pole_im, i)
+    minus_im = negative(p_im)
+    s_re, s_im = load(state_re, i * lanes), load(state_im, i * lanes)
+    for k in range(n_steps):
+        t = first + k * step
+        x = load_group(rows, (t * n_rows + last) * lanes)
+        u_re, u_im = dot(a, x, load(out_re, t * lanes)), dot(b, x, load(out_im, t * lanes))
+        u_re, u_im = multiply_add(p_re, s_re, u_re), multiply_add(p_im, s_re, u_im)
+        s_re, s_im = multiply_add(minus_im, s_im, u_re), multiply_add(p_re, s_im, u_im)
+        store(out_re, t * lanes, s_re)
+        store(out_im, t * lanes, s_im)
+    store(state_re, i * lanes, s_re)
+    store(state_im, i * lanes, s_im)
+
+
+@_kernel
+def _expand(s_re, s_im, re, im, row, n_rows, n_steps, rows):
+    """``rows[t, h] += re[row + h] s_re[t] + im[row + h] s_im[t]``."""
+    lanes = N_BYTES // re.itemsize
+    for group in range(n_rows // GROUP):
+        a, b = splat_group(re, row + group * GROUP), splat_group(im, row + group * GROUP)
+        for t in range(n_steps):
+            at = (t * n_rows + group * GROUP) * lanes
+            y = multiply_add_group(a, load(s_re, t * lanes), load_group(rows, at))
+            store_group(rows, at, multiply_add_group(b, load(s_im, t * lanes), y))
+
+
+@_kernel
+def _correlate(rows, n_rows, s_re, s_im, n_steps, out_re, out_im, i):
+    """``out[i, h] += sum over t of rows[t, h] s[t]``, a sum in each lane."""
+    lanes = N_BYTES // rows.itemsize
+    for group in range(n_rows // GROUP):
+        at = (i * n_rows + group * GROUP) * lanes
+        a, b = load_group(out_re, at), load_group(out_im, at)
+        for t in range(n_steps):
+            x = load_group(rows, (t * n_rows + group * GROUP) * lanes)
+            a = multiply_add_group(x, load(s_re, t * lanes), a)
+            b = multiply_add_group(x, load(s_im, t * lanes), b)
+        store_group(out_re, at, a)
+        store_group(out_im, at, b)
+
+
+@_kernel
+def _correlate_states(g_re, g_im, h_re, h_im, n_steps, out_re, out_im, i):
+    """``out[i] += sum over t of g[t] conj(h[t])``, a sum in each lane."""
+    lanes = N_BYTES // g_re.itemsize
+    a, b = load(out_re, i * lanes), load(out_im, i * lanes)
+    for t in range(n_steps):
+        x, y = load(g_re, t * lanes), load(g_im, t * lanes)
+        u, v = load(h_re, t * lanes), load(h_im, t * lanes)
+        a, b = multiply_add(y, v, multiply_add(x, u, a)), multiply_add(y, u, multiply_add(negative(x), v, b))
+    store(out_re, i * lanes, a)
+    store(out_im, i * lanes, b)
+
+
+@_kernel
+def _sum_lanes(vectors, out):
+    """Sums over the lanes, in float64, from the first lane to the last."""
+    lanes = N_BYTES // vectors.itemsize
+    for k in range(out.size):
+        total = 0.0
+        for lane in range(lanes):
+            total += vectors[k * lanes + lane]
+        out[k] = total
+
+
+@_kernel
+def diagonal_forward(first_tile, last_tile, x, pole_re, pole_im, in_re, in_im, out_re, out_im, y, saved):
+    """Tiles ``first_tile`` to ``last_tile`` of ``h[t] = pole h[t-1] + B x[t]``, ``y[t] = Re(C h[t])``.
+
+    A tile is as many sequences as a vector has lanes. It goes through time in chunks, and in a chunk one state after the
+    other, so that what a state needs stays in registers and the chunk in the first-level cache.
+
+    ``x (batch, length, n_inputs)``; ``in_*``: B as ``(n, n_inputs)``, ``out_*``: conj(C) transposed, ``(n, n_outputs)``, both
+    flat with the channels padded to a multiple of ``GROUP``. ``saved (tiles, chunks, 2 n lanes)`` takes the states before each
+    chunk, unless it has no chunks.
+    """
+    _, length, n_inputs = x.shape
+    n = pole_re.size
+    lanes = N_BYTES // x.itemsize
+    n_in, n_out = in_re.size // n, out_re.size // n
+    x_rows, y_rows = _aligned(CHUNK * n_in * lanes, pole_re), _aligned(CHUNK * n_out * lanes, pole_re)
+    h_re, h_im = _aligned(CHUNK * lanes, pole_re), _aligned(CHUNK * lanes, pole_re)
+    state_re, state_im = _aligned(n * lanes, pole_re), _aligned(n * lanes, pole_re)
+    for tile in range(first_tile, last_tile):
+        state_re[:] = 0
+        state_im[:] = 0
+        x_rows[:] = 0
+        for start in range(0, length, CHUNK):
+            stop = min(start + CHUNK, length)
+            n_steps = stop - start
+            _gather(x, tile * lanes, start, stop, n_in, x_rows)
+            y_rows[:] = 0
+            if saved.shape[1] > 0:
+                saved[tile, start // CHUNK, : n * lanes] = state_re
+                saved[tile, start // CHUNK, n * lanes :] = state_im
+            for i in range(n):
+                _project(x_rows, n_in, in_re, in_im, i * n_in, n_steps, h_re, h_im)
+                _recur(x_rows, n_in, in_re, in_im, i * n_in, pole_re, pole_im, i, state_re, state_im, 0, 1, n_steps, h_re, h_im)
+                _expand(h_re, h_im, out_re, out_im, i * n_out, n_out, n_steps, y_rows)
+            _scatter(y_rows, tile * lanes, start, stop, n_out, y)
+
+
+@_kernel
+def diagonal_backward(
+    first_tile, last_tile, x, pole_re, pole_im, in_re, in_im, out_re, out_im, saved, dy, dx, d_pole_re, d_pole_im, d_in_re, d_in_im, d_out_re, d_out_im
+):
+    """Gradients of ``diagonal_forward``, chunks from last to first; the states inside a chunk are computed again.
+
+    ``g[t] = conj(pole) g[t+1] + C^H dy[t]``, ``dx = Re(B^H g)``, ``d_pole = sum of g[t] conj(h[t-1])``, ``d_in = sum of g x``,
+    ``d_out = sum of h dy`` (the gradient of conj(C)). Gradients of coefficients are ``(tiles, ...)``, in float64.
+    """
+    _, length, n_inputs = x.shape
+    n = pole_re.size
+    lanes = N_BYTES // x.itemsize
+    n_in, n_out = in_re.size // n, out_re.size // n
+    minus_im = -pole_im
+    x_rows, dx_rows = _aligned(CHUNK * n_in * lanes, pole_re), _aligned(CHUNK * n_in * lanes, pole_re)
+    dy_rows = _aligned(CHUNK * n_out * lanes, pole_re)
+    # Row 0 of h is the state before the chunk.
+    h_re, h_im = _aligned((CHUNK + 1) * lanes, pole_re), _aligned((CHUNK + 1) * lanes, pole_re)
+    now_re, now_im = h_re[lanes:], h_im[lanes:]
+    g_re, g_im = _aligned(CHUNK * lanes, pole_re), _aligned(CHUNK * lanes, pole_re)
+    state_re, state_im = _aligned(n * lanes, pole_re), _aligned(n * lanes, pole_re)
+    co_re, co_im = _aligned(n * lanes, pole_re), _aligned(n * lanes, pole_re)
+    dp_re, dp_im = _aligned(n * lanes, pole_re), _aligned(n * lanes, pole_re)
+    db_re, db_im = _aligned(n * n_in * lanes, pole_re), _aligned(n * n_in * lanes, pole_re)
+    dc_re, dc_im = _aligned(n * n_out * lanes, pole_re), _aligned(n * n_out * lanes, pole_re)
+    n_chunks = -(-length // CHUNK)
+    for tile in range(first_tile, last_tile):
+        x_rows[:] = 0
+        dy_rows[:] = 0
+        for sums in (co_re, co_im, dp_re, dp_im, db_re, db_im, dc_re, dc_im):
+            sums[:] = 0
+        for chunk in range(n_chunks - 1, -1, -1):
+            start = chunk * CHUNK
+            stop = min(start + CHUNK, length)
+            n_steps = stop - start
+            _gather(x, tile * lanes, start, stop, n_in, x_rows)
+            _gather(dy, tile * lanes, start, stop, n_out, dy_rows)
+            dx_rows[:] = 0
+            state_re[:] = saved[tile, chunk, : n * lanes]
+            state_im[:] = saved[tile, chunk, n * lanes :]
+            for i in range(n):
+                h_re[:lanes] = state_re[i * lanes : (i + 1) * lanes]
+                h_im[:lanes] = state_im[i * lanes : (i + 1) * lanes]
+                b, c = i * n_in, i * n_out
+                _project(x_rows, n_in, in_re, in_im, b, n_steps, now_re, now_im)
+                _recur(x_rows, n_in, in_re, in_im, b, pole_re, pole_im, i, state_re, state_im, 0, 1, n_steps, now_re, now_im)
+                _correlate(dy_rows, n_out, now_re, now_im, n_steps, dc_re, dc_im, i)
+                _project(dy_rows, n_out, out_re, out_im, c, n_steps, g_re, g_im)
+                _recur(dy_rows, n_out, out_re, out_im, c, pole_re, minus_im, i, co_re, co_im, n_steps - 1, -1, n_steps, g_re, g_im)
+                _correlate_states(g_re, g_im, h_re, h_im, n_steps, dp_re, dp_im, i)
+                _correlate(x_rows, n_in, g_re, g_im, n_steps, db_re, db_im, i)
+                _expand(g_re, g_im, in_re, in_im, b, n_in, n_steps, dx_rows)
+            _scatter(dx_rows, tile * lanes, start, stop, n_in, dx)
+        _sum_lanes(dp_re, d_pole_re[tile])
+        _sum_lanes(dp_im, d_pole_im[tile])
+        _sum_lanes(db_re, d_in_re[tile])
+        _sum_lanes(db_im, d_in_im[tile])
+        _sum_lanes(dc_re, d_out_re[tile])
+        _sum_lanes(dc_im, d_out_im[tile])
+
+
+@_kernel
+def linear_forward(first, last, n_blocks, a, u, initial, h):
+    """Tasks ``first`` to ``last`` of ``h[b, t] = a[b, t] h[b, t-1] + u[b, t]``; a task is a sequence and one of ``n_blocks`` of states.
+
+    ``a (1 or batch, 1 or length, n)``; ``initial (batch, n)``; the rest ``(batch, length, n)``.
+    """
+    _, length, n = u.shape
+    for task in range(first, last):
+        b, block = task // n_blocks, task % n_blocks
+        columns = slice(block * n // n_blocks, (block + 1) * n // n_blocks)
+        before = initial[b, columns]
+        for t in range(length):
+            pole, drive, now = a[b % a.shape[0], t % a.shape[1], columns], u[b, t, columns], h[b, t, columns]
+            for i in range(now.size):
+                now[i] = pole[i] * before[i] + drive[i]
+            before = now
+
+
+@_kernel
+def linear_backward(first, last, n_blocks, a, h, initial, dh, du, da, d_initial):
+    """Gradients of ``linear_forward``: ``g[t] = dh[t] + conj(a[t+1]) g[t+1]``, ``du = g``, ``da[t] = g[t] conj(h[t-1])``.
+
+    ``da (batch, 1 or length, n)``: summed over time where it has one step.
+    """
+    _, length, n = h.shape
+    for task in range(first, last):
+        b, block = task // n_blocks, task % n_blocks
+        columns = slice(block * n // n_blocks, (block + 1) * n // n_blocks)
+        carry = d_initial[b, columns]
+        carry[:] = 0
+        da[b, :, columns] = 0
+        for t in range(length - 1, -1, -1):
+            pole, slope = a[b % a.shape[0], t % a.shape[1], columns], da[b, t % da.shape[1], columns]
+            given, g = dh[b, t, columns], du[b, t, columns]
+            before = h[b, t - 1, columns] if t > 0 else initial[b, columns]
+            for i in range(g.size):
+                total = given[i] + carry[i]
+                g[i] = total
+                slope[i] += total * np.conj(before[i])
+                carry[i] = np.conj(pole[i]) * total

@@ -1,0 +1,172 @@
+"""The CPU kernels as PyTorch operators, each with its shapes for tracing and its own backward pass."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hsv_torch.scan import _threads
+
+_REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
+_COMPLEX = {real: cplx for cplx, real in _REAL.items()}
+
+
+def _kernels() -> Any:
+    from hsv_torch.scan import _numba  # Numba takes a while to import: only when a kernel is needed
+
+    return _numba
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().contiguous().resolve_conj().resolve_neg().numpy()
+
+
+# --- h[t] = a[t] h[t-1] + u[t] ---------------------------------------------------------------------------------------
+
+
+def _blocks(batch: int, n: int) -> int:
+    """Into how many blocks of states to cut a sequence, where there are fewer sequences than threads; at least 64 states each."""
+    return 1 if batch >= torch.get_num_threads() else max(1, n // 64)
+
+
+@torch.library.custom_op("hsv_torch::linear_scan", mutates_args=(), device_types="cpu")
+def linear_scan(a: Tensor, u: Tensor, initial: Tensor) -> Tensor:
+    """``a (1 or batch, 1 or length, n)``, ``u (batch, length, n)``, ``initial (batch, n)``, all of one dtype."""
+    h = torch.empty_like(u, memory_format=torch.contiguous_format)
+    if h.numel():
+        batch, _, n = u.shape
+        blocks = _blocks(batch, n)
+        arguments = blocks, _array(a), _array(u), _array(initial), h.numpy()
+        _threads.run(_kernels().linear_forward, batch * blocks, *arguments, operations=4 * u.numel())
+    return h
+
+
+@linear_scan.register_fake
+def _(a: Tensor, u: Tensor, initial: Tensor) -> Tensor:
+    return torch.empty_like(u, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("hsv_torch::linear_scan_backward", mutates_args=(), device_types="cpu")
+def linear_scan_backward(a: Tensor, h: Tensor, initial: Tensor, dh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``a``, ``u`` and ``initial``."""
+    batch, length, n = h.shape
+    du = torch.empty_like(h)
+    da = torch.zeros(batch, min(a.shape[1], length), n, dtype=h.dtype)
+    d_initial = torch.zeros_like(initial, memory_format=torch.contiguous_format)
+    if h.numel():
+        blocks = _blocks(batch, n)
+        arguments = _array(a), _array(h), _array(initial), _array(dh), du.numpy(), da.numpy(), d_initial.numpy()
+        _threads.run(_kernels().linear_backward, batch * blocks, blocks, *arguments, operations=8 * h.numel())
+    if a.shape[0] == 1:
+        da = da.sum(0, keepdim=True)
+    return da.sum_to_size(a.shape) if da.numel() else torch.zeros_like(a), du, d_initial
+
+
+@linear_scan_backward.register_fake
+def _(a: Tensor, h: Tensor, initial: Tensor, dh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    contiguous = torch.contiguous_format
+    return tuple(torch.empty_like(like, memory_format=contiguous) for like in (a, h, initial))
+
+
+def _save_linear(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    a, _, initial = inputs
+    ctx.save_for_backward(a, output, initial)
+
+
+def _linear_gradients(ctx: Any, dh: Tensor) -> tuple[Tensor, ...]:
+    return linear_scan_backward(*ctx.saved_tensors, dh)
+
+
+linear_scan.register_autograd(_linear_gradients, setup_context=_save_linear)
+
+
+# --- y = Re(C h), h[t] = poles h[t-1] + B x[t] -----------------------------------------------------------------------
+
+
+def _padded(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Real and imaginary part of ``(n, channels)``, flat, with channels up to a multiple of the kernel's group."""
+    n, channels = matrix.shape
+    group = _kernels().GROUP
+    padded = np.zeros((2, n, -(-channels // group) * group), matrix.real.dtype)
+    padded[0, :, :channels], padded[1, :, :channels] = matrix.real, matrix.imag
+    return padded[0].ravel(), padded[1].ravel()
+
+
+def _coefficients(poles: Tensor, B: Tensor, C: Tensor) -> tuple[np.ndarray, ...]:
+    poles = _array(poles)
+    return poles.real.copy(), poles.imag.copy(), *_padded(_array(B)), *_padded(_array(C).conj().T)
+
+
+def _saved_shape(x: Tensor, n: int, save: bool) -> tuple[int, int, int]:
+    # 16 sequences of float32 or 8 of float64 are a tile, 16 steps a chunk; the kernel asserts nothing, so the test does.
+    lanes = 64 // x.element_size()
+    return -(-x.shape[0] // lanes), -(-x.shape[1] // 16) if save else 0, 2 * n * lanes
+
+
+@torch.library.custom_op("hsv_torch::diagonal_scan", mutates_args=(), device_types="cpu")
+def diagonal_scan(x: Tensor, poles: Tensor, B: Tensor, C: Tensor, save: bool) -> tuple[Tensor, Tensor]:
+    """Outputs ``(batch, length, n_outputs)``, and the states between chunks if the backward pass will need them."""
+    batch, length, _ = x.shape
+    n = poles.shape[0]
+    y = x.new_empty(batch, length, C.shape[0])
+    saved = x.new_empty(_saved_shape(x, n, save))
+    if y.numel():
+        operations = x.shape[0] * length * n * 2 * (B.shape[1] + C.shape[0] + 2) / 16
+        arguments = _array(x), *_coefficients(poles, B, C), y.numpy(), saved.numpy()
+        _threads.run(_kernels().diagonal_forward, saved.shape[0], *arguments, operations=16 * operations)
+    return y, saved
+
+
+@diagonal_scan.register_fake
+def _(x: Tensor, poles: Tensor, B: Tensor, C: Tensor, save: bool) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[0], x.shape[1], C.shape[0]), x.new_empty(_saved_shape(x, poles.shape[0], save))
+
+
+@torch.library.custom_op("hsv_torch::diagonal_scan_backward", mutates_args=(), device_types="cpu")
+def diagonal_scan_backward(
+    x: Tensor, poles: Tensor, B: Tensor, C: Tensor, saved: Tensor, dy: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of ``x``, ``poles``, ``B`` and ``C``."""
+    n, n_inputs = B.shape
+    n_outputs = C.shape[0]
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if not dx.numel() or not dy.numel():
+        return dx.zero_(), torch.zeros_like(poles), torch.zeros_like(B), torch.zeros_like(C)
+    coefficients = _coefficients(poles, B, C)
+    tiles = saved.shape[0]
+    sums = [np.empty((tiles, array.size)) for array in coefficients]
+    operations = x.shape[0] * x.shape[1] * n * 5 * (n_inputs + n_outputs + 2)
+    arguments = _array(x), *coefficients, saved.numpy(), _array(dy), dx.numpy(), *sums
+    _threads.run(_kernels().diagonal_backward, tiles, *arguments, operations=operations)
+    d_poles, d_B, d_C = (re.sum(0) + 1j * im.sum(0) for re, im in zip(sums[::2], sums[1::2], strict=True))
+    gradients = d_poles, d_B.reshape(n, -1)[:, :n_inputs], d_C.reshape(n, -1)[:, :n_outputs].conj().T
+    return dx, *(torch.from_numpy(np.ascontiguousarray(g)).to(poles.dtype) for g in gradients)
+
+
+@diagonal_scan_backward.register_fake
+def _(x: Tensor, poles: Tensor, B: Tensor, C: Tensor, saved: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return tuple(torch.empty_like(like, memory_format=torch.contiguous_format) for like in (x, poles, B, C))
+
+
+def _save_diagonal(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:4], output[1])
+
+
+def _diagonal_gradients(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return *diagonal_scan_backward(*ctx.saved_tensors, dy), None
+
+
+diagonal_scan.register_autograd(_diagonal_gradients, setup_context=_save_diagonal)
+
+
+def _refuse(ctx: Any, *_: Tensor) -> None:
+    raise NotImplementedError(
+        "the scan kernels have no second derivative; drop `create_graph=True`, or compute them with the plain PyTorch scan "
+        "(`hsv_torch.scan.reference`)"
+    )
+
+
+for _operator in (linear_scan_backward, diagonal_scan_backward):
+    _operator.register_autograd(_refuse)
