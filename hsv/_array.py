@@ -29,7 +29,9 @@ def namespace(*arrays: Array) -> Any:
         return array_api_compat.array_namespace(*arrays)
     except TypeError as error:
         kinds = ", ".join(sorted({type(a).__module__.split(".")[0] for a in arrays}))
-        raise DtypeError(f"all arrays must come from one array library, got a mixture ({kinds}); convert them first") from error
+        raise DtypeError(
+            f"all arrays must come from one array library, got a mixture ({kinds}); convert them first"
+        ) from error
 
 
 def is_array(x: object) -> bool:
@@ -45,10 +47,12 @@ def as_arrays(names: Sequence[str], values: Sequence[Any]) -> list[Array]:
     given = [v for v in values if is_array(v)]
     if given:
         xp = namespace(*given)
-        devices = {str(array_api_compat.device(v)) for v in given}
+        devices = {str(device(v)) for v in given}
         if len(devices) > 1:
-            raise DtypeError(f"{', '.join(names)} must be on one device, found {', '.join(sorted(devices))}; move them first")
-        where = array_api_compat.device(given[0])
+            raise DtypeError(
+                f"{', '.join(names)} must be on one device, found {', '.join(sorted(devices))}; move them first"
+            )
+        where = device(given[0])
     else:
         xp, where = array_api_compat.array_namespace(np.empty(0)), None
     arrays: list[Array] = []
@@ -62,14 +66,20 @@ def as_arrays(names: Sequence[str], values: Sequence[Any]) -> list[Array]:
         else:
             host = np.asarray(value)
             if host.dtype.kind not in "biufc":
-                raise DtypeError(f"{name} must be an array of numbers, got {type(value).__name__} with dtype {host.dtype}")
+                raise DtypeError(
+                    f"{name} must be an array of numbers, got {type(value).__name__} with dtype {host.dtype}"
+                )
             host = host.astype(np.complex128 if host.dtype.kind == "c" else np.float64)
-            arrays.append(xp.asarray(host.tolist(), dtype=getattr(xp, host.dtype.name), device=where) if given else host)
+            arrays.append(
+                xp.asarray(host.tolist(), dtype=getattr(xp, host.dtype.name), device=where) if given else host
+            )
     present = [a for a in arrays if a is not None]
     kind = "complex" if any(is_complex(a) for a in present) else "float"
     deciding = [a for a, v in zip(arrays, values, strict=True) if is_array(v)] if given else present
     wide = any(dtype_name(a) in ("float64", "complex128") for a in deciding)
-    target = getattr(xp, {"complex": "complex128" if wide else "complex64", "float": "float64" if wide else "float32"}[kind])
+    target = getattr(
+        xp, {"complex": "complex128" if wide else "complex64", "float": "float64" if wide else "float32"}[kind]
+    )
     return [None if a is None else xp.astype(a, target, copy=False) for a in arrays]
 
 
@@ -77,8 +87,15 @@ def _as_floating(xp: Any, name: str, array: Array) -> Array:
     if xp.isdtype(array.dtype, "integral"):
         return xp.astype(array, xp.float64)
     if dtype_name(array) not in ("float32", "float64", "complex64", "complex128"):  # float16, bfloat16, long double
-        raise DtypeError(f"{name} must be in single or double precision, got dtype {array.dtype}; convert to float32 or float64 first")
+        raise DtypeError(
+            f"{name} must be in single or double precision, got dtype {array.dtype}; convert to float32 or float64 first"
+        )
     return array
+
+
+def device(x: Array) -> Any:
+    """Return the device that the array lives on."""
+    return array_api_compat.device(x)
 
 
 def dtype_name(x: Array) -> str:
@@ -112,8 +129,10 @@ def widen(x: Array) -> Array:
     try:
         return xp.astype(x, target)
     except (TypeError, RuntimeError) as error:
-        where = array_api_compat.device(x)
-        raise MissingBackendError(f'device {where} has no double precision, which is needed here; move the arrays to device="cpu" first') from error
+        where = device(x)
+        raise MissingBackendError(
+            f'device {where} has no double precision, which is needed here; move the arrays to device="cpu" first'
+        ) from error
 
 
 def round_to(x: Array, like: Array) -> Array:
@@ -140,7 +159,7 @@ def from_host(host: np.ndarray, like: Array) -> Array:
     if array_api_compat.is_numpy_array(like):
         return host
     xp = namespace(like)
-    return xp.asarray(np.array(host, order="C"), device=array_api_compat.device(like))
+    return xp.asarray(np.array(host, order="C"), device=device(like))
 
 
 def on_host(function: Callable[..., Any], *arrays: Array, reason: str) -> Any:
@@ -148,10 +167,12 @@ def on_host(function: Callable[..., Any], *arrays: Array, reason: str) -> Any:
 
     Warns once for each reason if the arrays live on another device.
     """
-    where = str(array_api_compat.device(arrays[0]))
-    if where not in ("cpu", "CPU_DEVICE") and not array_api_compat.is_numpy_array(arrays[0]) and reason not in _warned_host_copy:
+    where = str(device(arrays[0]))
+    if "cpu" not in where.lower() and reason not in _warned_host_copy:
         _warned_host_copy.add(reason)
-        warnings.warn(f"{reason} runs on the host: arrays on {where} are copied there and back", UserWarning, stacklevel=3)
+        warnings.warn(
+            f"{reason} runs on the host: arrays on {where} are copied there and back", UserWarning, stacklevel=3
+        )
     result = function(*(to_host(a) for a in arrays))
     if isinstance(result, tuple):
         return tuple(from_host(r, arrays[0]) if isinstance(r, np.ndarray) else r for r in result)
@@ -198,12 +219,12 @@ def to_complex(re: Array, im: Array) -> Array:
 
 def eye(n: int, like: Array) -> Array:
     """Identity of size `n` with the dtype and the device of `like`."""
-    return namespace(like).eye(n, dtype=like.dtype, device=array_api_compat.device(like))
+    return namespace(like).eye(n, dtype=like.dtype, device=device(like))
 
 
 def zeros(shape: tuple[int, ...], like: Array) -> Array:
     """Zeros with the dtype and the device of `like`."""
-    return namespace(like).zeros(shape, dtype=like.dtype, device=array_api_compat.device(like))
+    return namespace(like).zeros(shape, dtype=like.dtype, device=device(like))
 
 
 def broadcast_batch(array: Array, batch_shape: tuple[int, ...], n_core_axes: int) -> Array:
@@ -220,7 +241,9 @@ def require_finite(name: str, array: Array) -> None:
     if bool(xp.all(finite)):
         return
     where = tuple(int(i) for i in np.argwhere(~to_host(finite))[0])
-    raise NonFiniteError(f"{name} must be finite, found {to_host(array)[where]} at index {where}; look for a diverged model or a missing value")
+    raise NonFiniteError(
+        f"{name} must be finite, found {to_host(array)[where]} at index {where}; look for a diverged model or a missing value"
+    )
 
 
 def require_square(name: str, array: Array) -> None:

@@ -178,8 +178,12 @@ def require_stable(sys: LinearSystem) -> None:
     system = f"system {tuple(int(i) for i in index[:-1])}, " if len(index) > 1 else ""
     where = f"({system}state {int(index[-1])})"
     if sys.is_discrete:
-        raise UnstableSystemError(f"spectral radius {1 - host[index]:.10g} {where} must be below 1; remove or stabilise the poles with |pole| >= 1")
-    raise UnstableSystemError(f"spectral abscissa {-host[index]:.10g} {where} must be below 0; remove or stabilise the poles with Re(pole) >= 0")
+        raise UnstableSystemError(
+            f"spectral radius {1 - host[index]:.10g} {where} must be below 1; remove or stabilise the poles with |pole| >= 1"
+        )
+    raise UnstableSystemError(
+        f"spectral abscissa {-host[index]:.10g} {where} must be below 0; remove or stabilise the poles with Re(pole) >= 0"
+    )
 
 
 def _finite_gramian(sys: LinearSystem, horizon: int) -> Array:
@@ -209,7 +213,9 @@ def _check_horizon(sys: LinearSystem, horizon: int) -> int:
     if isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)):
         raise DtypeError(f"horizon must be an int (a number of steps) or None (infinite), got {horizon!r}")
     if not sys.is_discrete:
-        raise HsvError("horizon counts steps, which a continuous system does not have; discretize it first, or pass horizon=None")
+        raise HsvError(
+            "horizon counts steps, which a continuous system does not have; discretize it first, or pass horizon=None"
+        )
     if horizon < 1:
         raise HsvError(f"horizon must be at least 1 step, got {horizon}")
     return int(horizon)

@@ -45,14 +45,18 @@ class Order(Rule):
 
     def __post_init__(self) -> None:
         if isinstance(self.n_states, bool) or not isinstance(self.n_states, (int, np.integer)):
-            raise DtypeError(f"Order takes an int, got {self.n_states!r}; a share of the Hankel sum is hsv.HankelSum(keep=...)")
+            raise DtypeError(
+                f"Order takes an int, got {self.n_states!r}; a share of the Hankel sum is hsv.HankelSum(keep=...)"
+            )
         if self.n_states < 1:
             raise OrderError(f"Order must be at least 1, got {self.n_states}")
 
     def choose(self, sigma: np.ndarray) -> np.ndarray:
         n = sigma.shape[-1]
         if self.n_states > n:
-            raise OrderError(f"Order must be in [1, {n}], got {self.n_states}; pass hsv.ErrorBound(...) to let the bound choose")
+            raise OrderError(
+                f"Order must be in [1, {n}], got {self.n_states}; pass hsv.ErrorBound(...) to let the bound choose"
+            )
         return np.where(sigma[..., 0] > 0, self.n_states, 0)
 
 
@@ -65,7 +69,9 @@ class _Share(Rule):
     def __init__(self, *, keep: float | None = None, discard: float | None = None) -> None:
         name = type(self).__name__
         if (keep is None) == (discard is None):
-            raise DtypeError(f"{name} takes either keep=... or discard=..., got {'both' if keep is not None else 'neither'}")
+            raise DtypeError(
+                f"{name} takes either keep=... or discard=..., got {'both' if keep is not None else 'neither'}"
+            )
         given, value = ("keep", keep) if keep is not None else ("discard", discard)
         checked = _number(f"{name}({given}=...)", value)
         if not 0 <= checked <= 1 or checked == (0 if given == "keep" else 1):
@@ -137,7 +143,7 @@ class Threshold(Rule):
 
 @dataclass(frozen=True)
 class ErrorBound(Rule):
-    """The least order whose H-infinity error bound, twice the sum of the discarded values, is at most `bound` (absolute).
+    """The least order, at least 1, whose H-infinity error bound, twice the sum of the discarded values, is at most `bound` (absolute).
 
     Examples
     --------
@@ -153,7 +159,8 @@ class ErrorBound(Rule):
             raise OrderError(f"ErrorBound must be a positive finite number, got {self.bound!r}")
 
     def choose(self, sigma: np.ndarray) -> np.ndarray:
-        return np.asarray(np.argmax(2 * _tails(sigma) <= self.bound, axis=-1))
+        least = np.argmax(2 * _tails(sigma) <= self.bound, axis=-1)
+        return np.maximum(least, sigma[..., 0] > 0)
 
 
 def as_rule(rule: Rule | int) -> Rule:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import dataclass
 
@@ -11,8 +10,8 @@ import numpy as np
 from hsv._array import (
     Array,
     conjugate_transpose,
+    device,
     from_host,
-    is_complex,
     namespace,
     real,
     round_to,
@@ -65,7 +64,7 @@ class Reduction:
         --------
         >>> import hsv
         >>> batch = hsv.DiagonalStateSpace([[0.5, 0.1], [0.9, 0.8]], [[1.0], [1.0]], [[1.0, 1.0]], dt=True)
-        >>> red = hsv.balanced_truncation(batch, hsv.Threshold(0.01))
+        >>> red = hsv.balanced_truncation(batch, hsv.Threshold(0.04))
         >>> [red.select(i).system.n_states for i in range(2)]
         [2, 1]
         """
@@ -144,13 +143,17 @@ def balanced_truncation(sys: LinearSystem, rule: Rule | int) -> Reduction:
     rule = as_rule(rule)
     xp = namespace(sys.B)
     factors = gramian_factors(sys)
-    U, sigma, Vh = xp.linalg.svd(conjugate_transpose(factors.observability) @ factors.controllability, full_matrices=False)
+    U, sigma, Vh = xp.linalg.svd(
+        conjugate_transpose(factors.observability) @ factors.controllability, full_matrices=False
+    )
     sigma_host = to_host(sigma)
     orders, notes = _choose_orders(rule, sigma_host)
     r = max(int(orders.max(initial=1)), 1)
 
     orders_device = from_host(orders, sigma)
-    keep = xp.astype(xp.arange(r, device=_device(sigma)) < orders_device[..., None], sigma.dtype)  # (..., r): 0 for padding
+    keep = xp.astype(
+        xp.arange(r, device=device(sigma)) < orders_device[..., None], sigma.dtype
+    )  # (..., r): 0 for padding
     root = xp.where(keep > 0, sigma[..., :r], xp.ones_like(keep)) ** -0.5 * keep
     right = (factors.controllability @ conjugate_transpose(Vh[..., :r, :])) * root[..., None, :]
     left = (factors.observability @ U[..., :, :r]) * root[..., None, :]
@@ -191,12 +194,6 @@ def balance(sys: LinearSystem) -> Reduction:
         return balanced_truncation(sys, Order(sys.n_states))
 
 
-def _device(x: Array) -> object:
-    import array_api_compat
-
-    return array_api_compat.device(x)
-
-
 def numerical_rank(sigma: np.ndarray) -> np.ndarray:
     """Values that stand above the rounding errors of the largest one, ``(...)``."""
     return np.asarray(np.sum(sigma > sigma.shape[-1] * _EPS * sigma[..., :1], axis=-1))
@@ -209,7 +206,9 @@ def _choose_orders(rule: Rule, sigma: np.ndarray) -> tuple[np.ndarray, tuple[str
     if np.any(orders > rank):
         if isinstance(rule, ErrorBound):
             best = _error_bound(sigma, rank).max(initial=0.0)
-            raise OrderError(f"no order meets ErrorBound({rule.bound:g}): the smallest bound that double precision can certify is {best:.3g}")
+            raise OrderError(
+                f"no order meets ErrorBound({rule.bound:g}): the smallest bound that double precision can certify is {best:.3g}"
+            )
         which = np.argmax(orders - rank)
         notes.append(
             f"the order was capped at {rank.flat[which]} instead of {orders.flat[which]}: the values beyond are rounding errors of the largest"
@@ -239,18 +238,22 @@ def _make_biorthogonal(left: Array, right: Array, keep: Array) -> Array:
     xp = namespace(left)
     r = left.shape[-1]
     gram = conjugate_transpose(left) @ right
-    padding = xp.astype(xp.eye(r, dtype=keep.dtype, device=_device(keep)) * (1 - keep)[..., None, :], gram.dtype)
+    padding = xp.astype(xp.eye(r, dtype=keep.dtype, device=device(keep)) * (1 - keep)[..., None, :], gram.dtype)
     return left @ conjugate_transpose(xp.linalg.inv(gram + padding))
 
 
 def _project(sys: LinearSystem, left: Array, right: Array) -> StateSpace:
-    conjugate_pairs = isinstance(sys, DiagonalStateSpace) and sys._conjugate_pairs
-    if conjugate_pairs:
+    if isinstance(sys, DiagonalStateSpace) and sys._conjugate_pairs:
         sys = sys.to_dense()
     B, C = widen(sys.B), widen(sys.C)
     left_h = conjugate_transpose(left)
-    image = widen(sys.poles())[..., :, None] * right if isinstance(sys, DiagonalStateSpace) else widen(sys.A) @ right  # type: ignore[attr-defined]
-    return StateSpace(*(round_to(x, sys.B) for x in (left_h @ image, left_h @ B, C @ right)), sys.D, dt=sys.dt)
+    if isinstance(sys, DiagonalStateSpace):
+        image = widen(sys.poles())[..., :, None] * right
+    else:
+        assert isinstance(sys, StateSpace)
+        image = widen(sys.A) @ right
+    A, B, C = (round_to(x, sys.B) for x in (left_h @ image, left_h @ B, C @ right))
+    return StateSpace(A, B, C, sys.D, dt=sys.dt)
 
 
 def _error_bound(sigma: np.ndarray, orders: np.ndarray) -> np.ndarray:

@@ -146,7 +146,9 @@ def register_adapter(layer_type: type[nn.Module]) -> Callable[[type[AdapterT]], 
 
     def register(adapter: type[AdapterT]) -> type[AdapterT]:
         if layer_type in _registry:
-            raise hsv.HsvError(f"{layer_type.__name__} is registered already, with {type(_registry[layer_type]).__name__}")
+            raise hsv.HsvError(
+                f"{layer_type.__name__} is registered already, with {type(_registry[layer_type]).__name__}"
+            )
         adapter.layer_type = layer_type
         _registry[layer_type] = adapter()
         return adapter
@@ -178,7 +180,9 @@ def adapter_of(layer: nn.Module) -> LayerAdapter:
     adapter = find_adapter(layer)
     if adapter is None:
         known = ", ".join(sorted(t.__name__ for t in _registry)) or "none"
-        raise hsv.HsvError(f"{type(layer).__name__} has no adapter (registered: {known}); see hsv_torch.register_adapter")
+        raise hsv.HsvError(
+            f"{type(layer).__name__} has no adapter (registered: {known}); see hsv_torch.register_adapter"
+        )
     return adapter
 
 
@@ -195,7 +199,9 @@ def replace_parameters(layer: nn.Module, tensors: Mapping[str, Tensor]) -> dict[
     replaced = {}
     for name, value in tensors.items():
         old = layer.get_parameter(name)
-        new = nn.Parameter(value.detach().to(device=old.device, dtype=old.dtype).clone(), requires_grad=old.requires_grad)
+        new = nn.Parameter(
+            value.detach().to(device=old.device, dtype=old.dtype).clone(), requires_grad=old.requires_grad
+        )
         replaced[name] = (old, new)
     for name, (_, new) in replaced.items():
         owner, _, leaf = name.rpartition(".")

@@ -30,6 +30,7 @@ class WidelyLinearMap:
     conjugate: Tensor
 
     def __call__(self, z: Tensor) -> Tensor:
+        """Apply the map to `z`, ``(r, ...)``."""
         return self.linear @ z + self.conjugate @ z.conj()
 
     def pull_back(self, covector: Tensor, *, squared: bool) -> Tensor:
@@ -129,9 +130,11 @@ class ComplexHankel(Criterion):
     max_condition: float = 1e6
 
     def spectrum(self, system: hsv.DiagonalStateSpace) -> np.ndarray:
+        """Return the Hankel singular values of the complex system, ``(n,)``."""
         return _host(hsv.hankel_singular_values(system))
 
     def reduce(self, system: hsv.DiagonalStateSpace, rule: hsv.Rule | int) -> DiagonalCut:
+        """Plan the cut; raises :class:`CutRefusedError` if the reduced system has no usable eigenvectors."""
         red = _truncate(system, rule)
         poles, B, C, right, left, condition = _diagonal_form(red, self.max_condition)
         zero = torch.zeros_like(right)
@@ -158,13 +161,14 @@ class RealHankel(Criterion):
     max_condition: float = 1e6
 
     def spectrum(self, system: hsv.DiagonalStateSpace) -> np.ndarray:
+        """Return the Hankel singular values of the real system, ``(2n,)``."""
         return _host(hsv.hankel_singular_values(hsv.real_part(system)))
 
     def reduce(self, system: hsv.DiagonalStateSpace, rule: hsv.Rule | int) -> DiagonalCut:
-        n = system.n_states
-        slots = n
-        if isinstance(rule, hsv.Order) or isinstance(rule, int):
-            slots = int(rule) if isinstance(rule, int) else rule.n_states
+        """Plan the cut; raises :class:`CutRefusedError` if the reduced system has no usable eigenvectors."""
+        slots = n = system.n_states
+        if isinstance(rule, (hsv.Order, int)):
+            slots = rule if isinstance(rule, int) else rule.n_states
             hsv.Order(slots).choose(np.ones(n))  # the order must be one of the layer's
             rule = hsv.Order(2 * slots)
         red = _fit_into(_truncate(hsv.real_part(system), rule), slots)
@@ -233,7 +237,9 @@ def _diagonal_form(red: hsv.Reduction, max_condition: float) -> tuple[Tensor, Te
     try:
         diagonal, vectors, condition = hsv.diagonalize(red.system)
     except hsv.IllConditionedError as error:
-        raise CutRefusedError(f"the reduced system cannot be diagonalised: {error}", _host(red.hankel_singular_values)) from error
+        raise CutRefusedError(
+            f"the reduced system cannot be diagonalised: {error}", _host(red.hankel_singular_values)
+        ) from error
     worst = float(condition)
     if worst > max_condition:
         raise CutRefusedError(
@@ -272,12 +278,17 @@ def _diagonal_cut(
     size = poles.abs()
     at_zero = size < SMALLEST_POLE
     if bool(at_zero.any()):
-        notes = (*notes, f"{int(at_zero.sum())} poles at 0 were moved out to modulus {SMALLEST_POLE:g}: the layer stores the logarithm of the modulus")
+        notes = (
+            *notes,
+            f"{int(at_zero.sum())} poles at 0 were moved out to modulus {SMALLEST_POLE:g}: the layer stores the logarithm of the modulus",
+        )
         poles = torch.where(at_zero, torch.full_like(poles, SMALLEST_POLE), poles)
     # Turn every state so that the old state it depends on most is a positive multiple of it: moments of re and im stay apart.
     dominant = poles_from[0].abs().argmax(dim=0, keepdim=True)
     lead = torch.gather(states[0], 0, dominant)[0]
-    phase = torch.where((lead.abs() > 0) & (poles.imag != 0), lead / lead.abs().clamp(min=1e-300), torch.ones_like(lead))
+    phase = torch.where(
+        (lead.abs() > 0) & (poles.imag != 0), lead / lead.abs().clamp(min=1e-300), torch.ones_like(lead)
+    )
     old_poles = torch.exp(system.log_poles) if system.log_poles is not None else system.poles()
     return DiagonalCut(
         log_poles=torch.complex(torch.log(poles.abs()), torch.angle(poles)),
@@ -285,7 +296,9 @@ def _diagonal_cut(
         C=C * phase.conj(),
         states=WidelyLinearMap(states[0] * phase.conj(), states[1] * phase),
         outputs=WidelyLinearMap(outputs[0] * phase, outputs[1] * phase.conj()),
-        log_pole_map=WidelyLinearMap(poles_from[0] * poles / old_poles[:, None], poles_from[1] * poles.conj() / old_poles[:, None]),
+        log_pole_map=WidelyLinearMap(
+            poles_from[0] * poles / old_poles[:, None], poles_from[1] * poles.conj() / old_poles[:, None]
+        ),
         order=order,
         hankel_singular_values=_host(red.hankel_singular_values),
         error_bound=float(red.error_bound),
