@@ -152,6 +152,9 @@ class RealHankel(Criterion):
     one complex state of the layer and each real eigenvalue one state with angle 0 or pi. Rules choose the real order by the
     ``2n`` values of the real system; ``Order(k)`` counts states of the layer and takes the largest real order that fits into ``k`` of them.
 
+    A complex state whose pole is exactly real holds two real states, each of which takes a state of its own after the cut. For a
+    layer made of such states (``max_phase=0``) :class:`ComplexHankel` is the better reading.
+
     Parameters
     ----------
     max_condition : float
@@ -228,7 +231,10 @@ def _fit_into(red: hsv.Reduction, slots: int) -> hsv.Reduction:
         red.error_bound + lost * (1 + 1e-12),
         red.left[:, :order],
         red.right[:, :order],
-        red.notes,
+        (
+            *red.notes,
+            f"the real order is {order}, not {sys.n_states}: its pairs and real poles must fit into {slots} states",
+        ),
     )
 
 
