@@ -10,20 +10,40 @@ from hsv_torch.adapters import (
     register_adapter,
     registered_layer_types,
 )
+from hsv_torch.checkpoint import CheckpointError, load_into, save_checkpoint
+from hsv_torch.compress import compress_
 from hsv_torch.criteria import ComplexHankel, Criterion, RealHankel
+from hsv_torch.history import CompressionReport, Drift, Event, History, LayerRecord
+from hsv_torch.in_training import InTrainingCompressor, Rollback, Schedule
 from hsv_torch.layers.lru import LRU
+from hsv_torch.optimizer import UnknownOptimizerError, parameter_groups, register_moments
 
 __all__ = [
     "LRU",
+    "CheckpointError",
     "ComplexHankel",
+    "CompressionReport",
     "Criterion",
     "Cut",
     "CutRefusedError",
+    "Drift",
+    "Event",
+    "History",
+    "InTrainingCompressor",
     "LayerAdapter",
+    "LayerRecord",
     "RealHankel",
+    "Rollback",
+    "Schedule",
+    "UnknownOptimizerError",
     "adapter_of",
+    "compress_",
     "compressible_layers",
     "find_adapter",
+    "load_into",
+    "parameter_groups",
     "register_adapter",
+    "register_moments",
     "registered_layer_types",
+    "save_checkpoint",
 ]
