@@ -16,7 +16,7 @@ from hsv_torch.criteria import ComplexHankel, Criterion, RealHankel
 from hsv_torch.history import CompressionReport, Drift, Event, History, LayerRecord
 from hsv_torch.in_training import InTrainingCompressor, Rollback, Schedule
 from hsv_torch.layers.lru import LRU
-from hsv_torch.optimizer import UnknownOptimizerError, parameter_groups, register_moments
+from hsv_torch.optimizer import UnknownOptimizerError, parameter_groups
 
 __all__ = [
     "LRU",
@@ -43,7 +43,6 @@ __all__ = [
     "load_into",
     "parameter_groups",
     "register_adapter",
-    "register_moments",
     "registered_layer_types",
     "save_checkpoint",
 ]
