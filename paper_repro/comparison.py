@@ -1,0 +1,310 @@
+"""Arms side by side: the figures of a table, and sentences computed from them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from paper_repro.configuration import KEYS_OF_CUTS, RunConfig
+from paper_repro.errors import ResultError
+from paper_repro.progress import states_text
+from paper_repro.results import RunResult
+from paper_repro.statistics import PairedDifference, Summary, mean_of_best, paired_difference, summarise
+
+SHARE_OF_REDUCTIONS_AIMED_AT = 0.02
+SAME_SPEED = 0.05  # medians on a shared machine differ by as much between equal runs
+COLUMNS = (
+    "arm",
+    "rate",
+    "states a layer",
+    "parameters",
+    "test accuracy",
+    "by seed",
+    "ms a step before",
+    "after",
+    "reductions, s",
+    "share",
+)
+
+
+@dataclass(frozen=True)
+class ArmFigures:
+    """One arm: its runs, in the order of their seeds, and what they amount to."""
+
+    name: str
+    runs: tuple[RunResult, ...]
+
+    @property
+    def config(self) -> RunConfig:
+        """Return the configuration of the first seed."""
+        return self.runs[0].config
+
+    @property
+    def accuracy_by_seed(self) -> dict[int, float]:
+        """Test accuracy of each seed that has one."""
+        return {run.config.seed: run.test_accuracy for run in self.runs if run.test_accuracy is not None}
+
+    @property
+    def accuracy(self) -> Summary:
+        """Test accuracy over the seeds."""
+        return summarise(list(self.accuracy_by_seed.values()))
+
+    @property
+    def mean_states(self) -> float:
+        """Mean over seeds and blocks of the states at the end."""
+        return summarise([count for run in self.runs for count in run.states_after]).mean
+
+    @property
+    def step_before(self) -> float:
+        """Mean over the seeds of the median seconds of a step with the first size."""
+        return summarise([run.timing.step_before for run in self.runs]).mean
+
+    @property
+    def step_after(self) -> float:
+        """Mean over the seeds of the median seconds of a step with the last size."""
+        return summarise([run.timing.step_after for run in self.runs]).mean
+
+    @property
+    def reduction_seconds(self) -> float:
+        """Seconds in reductions, all seeds together."""
+        return sum(run.timing.reductions for run in self.runs)
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds of training, all seeds together."""
+        return sum(run.timing.training for run in self.runs)
+
+    def states_words(self) -> str:
+        """Return states before and after, seed by seed where they differ: ``64 -> 8 9 8``."""
+        before = _distinct(states_text(run.states_before) for run in self.runs)
+        after = _distinct(states_text(run.states_after) for run in self.runs)
+        return before if before == after else f"{before} -> {after}"
+
+    def cells(self) -> list[str]:
+        """Return the texts of the row of this arm, in the order of `COLUMNS`."""
+        before, after = (
+            _distinct(str(n) for n in sizes) for sizes in zip(*(_parameters(run) for run in self.runs), strict=True)
+        )
+        tested = bool(self.accuracy_by_seed)
+        cuts = self.config.arm == "in_training"
+        return [
+            self.name,
+            _distinct(f"{run.config.learning_rate:g}" for run in self.runs),
+            self.states_words(),
+            before if before == after else f"{before} -> {after}",
+            percent_with_spread(self.accuracy) if tested else "not looked at",
+            " ".join(f"{100 * value:.1f}" for value in self.accuracy_by_seed.values()),
+            f"{1e3 * self.step_before:.2f}",
+            f"{1e3 * self.step_after:.2f}",
+            f"{self.reduction_seconds:.2f}" if cuts else "-",
+            f"{self.reduction_seconds / self.training_seconds:.2%}" if cuts else "-",
+        ]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A full arm, every cut arm with its twin from scratch, how their learning rates were chosen, and the time of it all."""
+
+    full: ArmFigures
+    pairs: tuple[tuple[ArmFigures, ArmFigures], ...]
+    choices: tuple[str, ...]
+    seconds: float
+
+    @property
+    def arms(self) -> tuple[ArmFigures, ...]:
+        """Return the full arm, then each cut with its twin from scratch."""
+        return (self.full, *(arm for pair in self.pairs for arm in pair))
+
+    @property
+    def runs(self) -> tuple[RunResult, ...]:
+        """Return every run of every arm."""
+        return tuple(run for arm in self.arms for run in arm.runs)
+
+
+def group_runs(results: Iterable[RunResult]) -> list[ArmFigures]:
+    """Gather runs that differ in nothing but the seed (and, from scratch, the sizes) into arms.
+
+    Raises
+    ------
+    ResultError
+        If there is no run.
+    """
+    groups: dict[str, list[RunResult]] = {}
+    for result in results:
+        identity = _identity_of_arm(result.config)
+        groups.setdefault(identity, []).append(result)
+    if not groups:
+        raise ResultError("there is no finished run to show")
+    arms = [make_arm(runs) for runs in groups.values()]
+    return sorted(arms, key=lambda arm: (arm.config.task, arm.config.arm != "full", -arm.mean_states, arm.config.arm))
+
+
+def _identity_of_arm(config: RunConfig) -> str:
+    values = {key: value for key, value in config.identity().items() if key != "seed"}
+    if config.sizes_of is not None:  # the sizes differ with the seeds; the cuts that they come from do not
+        del values["n_states"]
+        values |= {key: getattr(config, key) for key in KEYS_OF_CUTS}
+    return json.dumps(values, sort_keys=True)
+
+
+def make_arm(runs: Sequence[RunResult]) -> ArmFigures:
+    """Return the figures of `runs`, which are seeds of one arm."""
+    config = runs[0].config
+    names = {
+        "full": "full",
+        "in_training": f"cut in training, {rule_words(config)}",
+        "from_scratch": "from scratch at that size",
+    }
+    return ArmFigures(names[config.arm], tuple(sorted(runs, key=lambda run: run.config.seed)))
+
+
+def rule_words(config: RunConfig) -> str:
+    """Return the rule of the cuts in words."""
+    rule = f"tau {config.tau:g}" if config.tau is not None else f"to {config.order} states"
+    times = "once" if config.attempts == 1 else f"{config.attempts} times"
+    return f"{rule}, {times}" + (", conjugate-aware" if config.reading == "real" else "")
+
+
+def percent_with_spread(summary: Summary) -> str:
+    """Return mean and sample standard deviation of fractions, in percent."""
+    spread = "" if summary.deviation is None else f" ± {100 * summary.deviation:.1f}"
+    return f"{100 * summary.mean:.1f}{spread} %"
+
+
+def make_table(arms: Sequence[ArmFigures], title: str) -> Table:
+    """Return the table of `arms` for the terminal."""
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(COLUMNS):
+        table.add_column(column, justify="left" if number in (0, 2) else "right", overflow="fold")
+    for arm in arms:
+        table.add_row(*arm.cells())
+    return table
+
+
+def findings(full: ArmFigures, pairs: Sequence[tuple[ArmFigures, ArmFigures]]) -> list[str]:
+    """Return what the arms show, in sentences: whichever way the figures point.
+
+    Parameters
+    ----------
+    full : ArmFigures
+    pairs : sequence of (cut in training, from scratch at that size)
+    """
+    sentences = []
+    for cut, scratch in pairs:
+        sentences.append(_against_scratch(cut, scratch))
+        sentences.append(_against_full(cut, full))
+        sentences.append(_cuts_made(cut))
+        sentences.append(_speed(cut))
+    sentences.append(_reduction_share([cut for cut, _ in pairs]))
+    sentences.append(_whole_time(full, [cut for cut, _ in pairs]))
+    return sentences
+
+
+def best_of_words(arm: ArmFigures, count: int = 3) -> str | None:
+    """Return the mean of the best `count` seeds beside the mean of all, None where there are not more seeds."""
+    values = list(arm.accuracy_by_seed.values())
+    if len(values) <= count:
+        return None
+    best, mean = mean_of_best(values, count), arm.accuracy.mean
+    return f"{arm.name}: {100 * best:.1f} % for the best {count} of {len(values)} seeds, {100 * mean:.1f} % for all"
+
+
+def _against_scratch(cut: ArmFigures, scratch: ArmFigures) -> str:
+    difference = paired_difference(cut.accuracy_by_seed, scratch.accuracy_by_seed)
+    return (
+        f"Ending at {_mean_states(cut)}, the models cut in training ({rule_words(cut.config)}) reach "
+        f"{percent_with_spread(cut.accuracy)} on the test set and those trained from scratch at the same sizes "
+        f"{percent_with_spread(scratch.accuracy)}: {_points(difference.mean, 'more', 'less')} for the cut ones, "
+        f"which are ahead in {difference.n_positive} of {len(difference.by_seed)} seeds. {_clearness(difference)}"
+    )
+
+
+def _against_full(cut: ArmFigures, full: ArmFigures) -> str:
+    difference = paired_difference(cut.accuracy_by_seed, full.accuracy_by_seed)
+    return (
+        f"Beside the full models ({_mean_states(full)}, {percent_with_spread(full.accuracy)}) they reach "
+        f"{_points(difference.mean, 'more', 'less')}. {_clearness(difference)}"
+    )
+
+
+def _cuts_made(cut: ArmFigures) -> str:
+    histories = [history for run in cut.runs if (history := run.compression()) is not None]
+    records = [record for history in histories for event in history.events for record in event.layers]
+    counts: Counter[str] = Counter(record.outcome for record in records)
+    words = {
+        "cut": "made it smaller",
+        "unchanged": "found it not worth a cut",
+        "refused": "were refused",
+        "undone": "were undone by the guard",
+    }
+    outcomes = ", ".join(f"{counts[outcome]} {text}" for outcome, text in words.items() if counts[outcome])
+    reasons = sorted(
+        {reason for record in records if (reason := record.reason)}
+        | {note for record in records for note in record.notes}
+    )
+    noted = f" What was noted: {'; '.join(reasons)}." if reasons else ""
+    return f"Of {len(records)} attempts at a layer, {outcomes}.{noted}"
+
+
+def _speed(cut: ArmFigures) -> str:
+    ratio = cut.step_after / cut.step_before
+    figures = f"{1e3 * cut.step_before:.2f} ms before the first cut and {1e3 * cut.step_after:.2f} ms after the last"
+    if ratio > 1 + SAME_SPEED:
+        return f"A step takes {figures}: slower, by a factor of {ratio:.2f}."
+    if ratio >= 1 - SAME_SPEED:
+        return (
+            f"A step takes {figures}: no gain that would show beside the noise of the clock (a factor of {ratio:.2f})."
+        )
+    return f"A step takes {figures}: {1 / ratio:.2f} times as fast."
+
+
+def _reduction_share(cuts: Sequence[ArmFigures]) -> str:
+    seconds, training = sum(arm.reduction_seconds for arm in cuts), sum(arm.training_seconds for arm in cuts)
+    share = seconds / training
+    verdict = "below" if share < SHARE_OF_REDUCTIONS_AIMED_AT else "NOT below"
+    return (
+        f"Reductions took {seconds:.2f} s of the {training:.1f} s that the cut models trained, {share:.2%}: "
+        f"{verdict} the {SHARE_OF_REDUCTIONS_AIMED_AT:.0%} aimed at."
+    )
+
+
+def _whole_time(full: ArmFigures, cuts: Sequence[ArmFigures]) -> str:
+    times = [f"{arm.training_seconds / len(arm.runs):.1f} s ({arm.name})" for arm in (full, *cuts)]
+    return f"Training time a run, reductions included: {', '.join(times)}."
+
+
+def _clearness(difference: PairedDifference) -> str:
+    if difference.interval is None:
+        return "One seed says nothing about the spread."
+    low, high = (100 * bound for bound in difference.interval)
+    verdict = (
+        "the difference stands out from the seeds"
+        if difference.is_clear
+        else "the seeds differ too much to be sure of it"
+    )
+    return (
+        f"With {len(difference.by_seed)} seeds its 95 % interval runs from {low:+.1f} to {high:+.1f} points: {verdict}."
+    )
+
+
+def _points(difference: float, more: str, less: str) -> str:
+    return f"{abs(100 * difference):.1f} points {more if difference >= 0 else less}"
+
+
+def _mean_states(arm: ArmFigures) -> str:
+    mean = arm.mean_states
+    return f"{mean:.0f} states" if mean == round(mean) else f"{mean:.1f} states on average"
+
+
+def _parameters(run: RunResult) -> tuple[int, int]:
+    return run.n_parameters_before, run.n_parameters_after
+
+
+def _distinct(texts: Iterable[str]) -> str:
+    """Return the texts, once if they are all equal."""
+    listed = list(texts)
+    return listed[0] if len(set(listed)) == 1 else " ".join(listed)

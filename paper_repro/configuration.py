@@ -1,0 +1,208 @@
+"""What a run does: one flat, typed, closed set of keys, read from a preset and `key=value` overrides."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import pydantic
+from pydantic import Field, model_validator
+
+from paper_repro.errors import ConfigurationError
+
+PRESETS = resources.files("paper_repro") / "presets"
+ARMS = ("full", "in_training", "from_scratch")
+Arm = Literal["full", "in_training", "from_scratch"]
+
+# These say where a run reads, how often it saves and why it has its size, but change nothing that it computes.
+KEYS_OUTSIDE_THE_IDENTITY = frozenset({"data_dir", "checkpoint_every", "sizes_of"})
+KEYS_OF_CUTS = frozenset({"tau", "order", "attempts", "reading", "moments", "max_drop"})
+
+
+class RunConfig(pydantic.BaseModel):
+    """One training run. Every key is checked; a key that is not listed here is an error."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    task: Literal["digits", "fashion_mnist"]
+    arm: Arm = "full"
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="of the weights, the dropout and the order of the data; not of the split"
+    )
+    data_dir: str | None = Field(None, description="folder of the data files; None: the usual places")
+
+    n_blocks: int = Field(1, ge=1)
+    d_model: int = Field(8, ge=1, description="width H of the model")
+    n_states: int | tuple[int, ...] = Field(
+        64, description="states of each layer at the start: one number, or one a block"
+    )
+    sizes_of: str | None = Field(None, description="the run that n_states was taken from")
+    dropout: float = Field(0.1, ge=0, lt=1)
+    norm: Literal["layer", "batch"] = "layer"
+    min_radius: float = Field(0.9, ge=0, lt=1, description="of the poles at the start")
+    max_radius: float = Field(0.999, gt=0, lt=1)
+    max_phase: float = Field(2 * math.pi, gt=0, le=2 * math.pi, description="of the poles at the start, in radians")
+
+    steps: int = Field(3000, ge=1)
+    batch_size: int = Field(50, ge=1)
+    learning_rate: float = Field(4e-3, gt=0)
+    ssm_lr_factor: float = Field(
+        1.0, gt=0, description="learning rate of the state space parameters, relative to the others"
+    )
+    weight_decay: float = Field(0.0, ge=0)
+    lr_schedule: Literal["constant", "warmup_cosine"] = "constant"
+    warmup: float = Field(0.1, ge=0, le=1, description="fraction of the steps, of warmup_cosine")
+    floor_rate: float = Field(1e-7, gt=0, description="learning rate at both ends of warmup_cosine")
+    evaluate_every: int = Field(100, ge=1, description="steps between validations")
+    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints to resume from")
+
+    tau: float | None = Field(
+        None, gt=0, lt=1, description="discard at most this share of the sum of Hankel values, at every cut"
+    )
+    order: int | None = Field(None, ge=1, description="or cut to this many states")
+    attempts: int = Field(4, ge=1)
+    window: tuple[float, float] = Field((0.0, 0.1), description="of the attempts, as fractions of the steps")
+    reading: Literal["complex", "real"] = Field(
+        "complex", description="of the layer's system: the paper's, or conjugate-aware"
+    )
+    moments: Literal["carry", "reset"] = Field("carry", description="of the optimizer, at a cut")
+    max_drop: float | None = Field(
+        None, ge=0, le=1, description="undo a cut after which validation accuracy falls by more"
+    )
+
+    device: str = Field("cpu", description="cpu, or a name that torch knows")
+    threads: int | None = Field(None, ge=1, description="of torch; None: torch's choice")
+
+    @model_validator(mode="after")
+    def _keys_fit_together(self) -> Self:
+        if self.min_radius >= self.max_radius:
+            raise ValueError(f"min_radius must be below max_radius, got {self.min_radius} and {self.max_radius}")
+        if not 0 <= self.window[0] < self.window[1] <= 1:
+            raise ValueError(f"window must be two fractions with 0 <= first < second <= 1, got {list(self.window)}")
+        if min(self.states_of_blocks) < 1:
+            raise ValueError(f"n_states must be at least 1, got {self.n_states}")
+        if len(self.states_of_blocks) != self.n_blocks:
+            raise ValueError(f"n_states names {len(self.states_of_blocks)} blocks, but n_blocks is {self.n_blocks}")
+        if self.arm == "in_training" and (self.tau is None) == (self.order is None):
+            raise ValueError(
+                f"tau or order: arm in_training needs exactly one of them, got tau={self.tau}, order={self.order}"
+            )
+        return self
+
+    @property
+    def states_of_blocks(self) -> tuple[int, ...]:
+        """States of each block at the start."""
+        return (self.n_states,) * self.n_blocks if isinstance(self.n_states, int) else self.n_states
+
+    @property
+    def last_step_of_window(self) -> int:
+        """Optimizer step after which no cut comes any more; the best checkpoint is chosen after it, in every arm."""
+        return round(self.steps * self.window[1])
+
+    @property
+    def run_id(self) -> str:
+        """A readable name that differs whenever what is trained does."""
+        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
+        return f"{self.task}-{self.arm}-seed{self.seed}-{digest}"
+
+    def identity(self) -> dict[str, Any]:
+        """Return the values that decide what is trained, as plain numbers, strings and lists."""
+        ignored = KEYS_OUTSIDE_THE_IDENTITY | (KEYS_OF_CUTS if self.arm != "in_training" else frozenset())
+        return self.model_dump(mode="json", exclude=set(ignored))
+
+    def with_values(self, **values: Any) -> Self:
+        """Return a checked copy with other values."""
+        return type(self)(**{**dict(self), **values})
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets that come with the package."""
+    return sorted(entry.name.removesuffix(".toml") for entry in PRESETS.iterdir() if entry.name.endswith(".toml"))
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """Return the values of a preset of the package, or of a TOML file where `name` ends in ``.toml``.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such preset or file, or if it is not TOML.
+    """
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise ConfigurationError(f"preset file {path} does not exist")
+        text = path.read_text(encoding="utf-8")
+    elif name in preset_names():
+        text = (PRESETS / f"{name}.toml").read_text(encoding="utf-8")
+    else:
+        raise ConfigurationError(f"unknown preset {name!r}{_suggestion(name, preset_names())}")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"preset {name!r} is not valid TOML: {error}") from error
+
+
+def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
+    """Read assignments such as ``tau=0.1``, ``window=[0, 0.2]``, ``norm=batch`` or ``order=none``.
+
+    A value is read as TOML (numbers, ``true``, lists); what is not TOML is taken as text, ``none`` as no value.
+
+    Raises
+    ------
+    ConfigurationError
+        If an assignment has no key, or a key comes twice.
+    """
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = (part.strip() for part in assignment.partition("="))
+        if not key or not equals:
+            raise ConfigurationError(f"--set takes KEY=VALUE, got {assignment!r}")
+        if key in values:
+            raise ConfigurationError(f"--set gives key {key!r} twice")
+        values[key] = _parse_value(text)
+    return values
+
+
+def make_config(values: Mapping[str, Any]) -> RunConfig:
+    """Return the checked configuration.
+
+    Raises
+    ------
+    ConfigurationError
+        One line for each key that is unknown or has an impossible value.
+    """
+    try:
+        # From JSON, for there a list may stand for a tuple while a text still may not stand for a number.
+        return RunConfig.model_validate_json(json.dumps(dict(values)))
+    except pydantic.ValidationError as error:
+        raise ConfigurationError("\n".join(_describe(fault) for fault in error.errors())) from error
+
+
+def _parse_value(text: str) -> Any:
+    if text.lower() == "none":
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _describe(fault: Any) -> str:
+    key = str(fault["loc"][0]) if fault["loc"] else ""
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key {key!r}{_suggestion(key, list(RunConfig.model_fields))}"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"key {key!r}: {message}, got {fault['input']!r}" if key else message
+
+
+def _suggestion(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"

@@ -1,0 +1,175 @@
+"""What a run found, and the JSON-lines file that keeps it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from hsv_torch import History
+from paper_repro.configuration import RunConfig
+from paper_repro.errors import ResultError
+
+RESULTS_FILE = "results.jsonl"
+
+
+class Record(pydantic.BaseModel):
+    """Base of what is written to results: closed and frozen."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class Evaluation(Record):
+    """Accuracy (a fraction) and mean cross-entropy after `step` optimizer steps."""
+
+    step: int
+    accuracy: float
+    loss: float
+
+    def is_better_than(self, other: Evaluation) -> bool:
+        """Say whether the accuracy is higher, or equal at a lower loss."""
+        return (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
+
+
+class Spectrum(Record):
+    """Hankel singular values of one layer after `step` optimizer steps, descending."""
+
+    step: int
+    layer: str
+    values: tuple[float, ...]
+
+
+class States(Record):
+    """States of every block from `step` on."""
+
+    step: int
+    states: tuple[int, ...]
+
+
+class Provenance(Record):
+    """Where a result comes from. `commits` lists the code of every session that trained the run, oldest first."""
+
+    commits: tuple[str | None, ...]
+    code_digests: tuple[str, ...]
+    versions: dict[str, str]
+    device: str
+    threads: int
+    started: str
+    command: str
+
+
+class Timing(Record):
+    """Seconds of the run.
+
+    `step_before` and `step_after` are medians over the optimizer steps taken with the first and with the last size;
+    they are equal where the size never changed. `training` counts optimizer steps and reductions, `wall` everything.
+    """
+
+    wall: float
+    training: float
+    reductions: float
+    step_before: float
+    step_after: float
+
+    @property
+    def share_of_reductions(self) -> float:
+        """Part of the training time that went into reductions."""
+        return self.reductions / self.training
+
+
+class RunResult(Record):
+    """One finished run.
+
+    The best checkpoint is the one with the best validation among those after the window of the cuts; the test set was
+    seen once, by that checkpoint, or not at all (`test_accuracy` None).
+    """
+
+    run_id: str
+    config: RunConfig
+    provenance: Provenance
+    timing: Timing
+    states_before: tuple[int, ...]
+    states_after: tuple[int, ...]
+    n_parameters_before: int
+    n_parameters_after: int
+    best: Evaluation
+    test_accuracy: float | None
+    validations: tuple[Evaluation, ...]
+    states: tuple[States, ...]
+    spectra: tuple[Spectrum, ...]
+    history: dict[str, Any] | None
+
+    def compression(self) -> History | None:
+        """Return the history of the compressor; None where nothing was to be cut."""
+        return None if self.history is None else History.from_dict(self.history)
+
+
+def append_result(directory: Path, result: RunResult) -> None:
+    """Add `result` to the results of `directory`, in one write, so that parallel runs do not mix their lines."""
+    directory.mkdir(parents=True, exist_ok=True)
+    line = (result.model_dump_json() + "\n").encode()
+    descriptor = os.open(directory / RESULTS_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        written = os.write(descriptor, line)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if written != len(line):
+        raise ResultError(
+            f"{directory / RESULTS_FILE}: only {written} of {len(line)} bytes were written; is the disk full?"
+        )
+
+
+def read_results(directory: Path) -> list[RunResult]:
+    """Return the results of `directory`, each run once: the latest line of its id.
+
+    Raises
+    ------
+    ResultError
+        If a line is not a result.
+    """
+    path = directory / RESULTS_FILE
+    if not path.is_file():
+        return []
+    latest: dict[str, RunResult] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            result = RunResult.model_validate_json(line)
+        except pydantic.ValidationError as error:
+            fault = error.errors()[0]
+            place = ".".join(str(part) for part in fault["loc"])
+            raise ResultError(
+                f"{path}, line {number}: not a result of this version ({place}: {fault['msg']})"
+            ) from error
+        latest.pop(result.run_id, None)
+        latest[result.run_id] = result
+    return list(latest.values())
+
+
+def find_result(directory: Path, run_id: str) -> RunResult | None:
+    """Return the result of the run called `run_id`, or None."""
+    return next((result for result in read_results(directory) if result.run_id == run_id), None)
+
+
+def by_arm(results: Iterable[RunResult]) -> dict[str, list[RunResult]]:
+    """Group results by arm, each group in the order of the seeds."""
+    groups: dict[str, list[RunResult]] = {}
+    for result in sorted(results, key=lambda result: result.config.seed):
+        groups.setdefault(result.config.arm, []).append(result)
+    return groups
+
+
+def write_atomically(content: bytes, path: Path) -> None:
+    """Write `content` to `path`, which holds either its old or its new content at every moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,155 @@
+"""Several runs at once, one process each, some of which wait for the sizes that another one ends with."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import os
+import queue
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+from paper_repro.configuration import RunConfig
+from paper_repro.progress import RunProgress
+from paper_repro.results import RunResult
+from paper_repro.training import RunInterruptedError, train
+
+# Libraries that start a thread a core would let the workers fight over the cores.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+SECONDS_BETWEEN_LOOKS = 0.1
+
+_messages: Any = None
+_stop: Event | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run. With `sizes_of`, it starts with the states that the job of that key ended with."""
+
+    key: str
+    config: RunConfig
+    sizes_of: str | None = None
+    label: str = ""
+
+
+def run_jobs(
+    jobs: Sequence[Job], directory: Path, *, n_workers: int, progress: RunProgress, evaluate_test: bool = True
+) -> dict[str, RunResult]:
+    """Run every job, at most `n_workers` at a time and one thread each, and return the results by key.
+
+    An interrupt from the keyboard stops all runs at their next step, with their checkpoints written.
+
+    Raises
+    ------
+    RunInterruptedError
+        After such an interrupt.
+    ValueError
+        If `n_workers` is below 1, or a job waits for one that is not there.
+    """
+    if n_workers < 1:
+        raise ValueError(f"n_workers must be at least 1, got {n_workers}")
+    missing = {job.sizes_of for job in jobs if job.sizes_of} - {job.key for job in jobs}
+    if missing:
+        raise ValueError(f"jobs wait for {sorted(missing)}, which are not among the jobs")
+    for job in jobs:
+        progress.add(job.key, job.config, job.label)
+    context = multiprocessing.get_context("spawn")
+    messages, stop = context.Queue(), context.Event()
+    with (
+        _one_thread_each(),
+        ProcessPoolExecutor(
+            min(n_workers, len(jobs)), mp_context=context, initializer=_start_worker, initargs=(messages, stop)
+        ) as pool,
+    ):
+        try:
+            return _run_all(jobs, directory, pool, messages, progress, evaluate_test)
+        except KeyboardInterrupt:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise RunInterruptedError("stopped; the same command goes on from here") from None
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _run_all(
+    jobs: Sequence[Job],
+    directory: Path,
+    pool: ProcessPoolExecutor,
+    messages: Any,
+    progress: RunProgress,
+    evaluate_test: bool,
+) -> dict[str, RunResult]:
+    waiting = list(jobs)
+    running: dict[Future[RunResult], str] = {}
+    results: dict[str, RunResult] = {}
+    steps = {job.key: job.config.steps for job in jobs}
+    while waiting or running:
+        for job in [job for job in waiting if job.sizes_of is None or job.sizes_of in results]:
+            waiting.remove(job)
+            config = job.config
+            if job.sizes_of is not None:
+                config = config.with_values(
+                    n_states=results[job.sizes_of].states_after, sizes_of=results[job.sizes_of].run_id
+                )
+            running[pool.submit(_work, job.key, config, directory, evaluate_test)] = job.key
+        done, _ = concurrent.futures.wait(running, SECONDS_BETWEEN_LOOKS, concurrent.futures.FIRST_COMPLETED)
+        for key, step, note in _drain(messages):
+            if key not in results:
+                progress.update(key, step, steps[key], note)
+        for future in done:
+            key = running.pop(future)
+            results[key] = future.result()
+            progress.finish(key, results[key])
+    return {job.key: results[job.key] for job in jobs}
+
+
+def _drain(messages: Any) -> Iterator[tuple[str, int, str]]:
+    while True:
+        try:
+            yield messages.get_nowait()
+        except queue.Empty:
+            return
+
+
+def _start_worker(messages: Any, stop: Event) -> None:
+    import signal
+
+    import torch
+
+    global _messages, _stop
+    _messages, _stop = messages, stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and sets `stop`
+    torch.set_num_threads(1)
+
+
+def _work(key: str, config: RunConfig, directory: Path, evaluate_test: bool) -> RunResult:
+    assert _stop is not None
+    return train(
+        config,
+        directory,
+        evaluate_test=evaluate_test,
+        progress=lambda step, note: _messages.put((key, step, note)),
+        should_stop=_stop.is_set,
+    )
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Set the variables that the libraries of new processes read, and put them back."""
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

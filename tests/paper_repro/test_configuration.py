@@ -1,0 +1,111 @@
+import json
+
+import pytest
+
+from paper_repro.configuration import RunConfig, make_config, parse_overrides, preset_names, read_preset
+from paper_repro.errors import ConfigurationError
+
+DIGITS = read_preset("digits")
+
+
+@pytest.mark.parametrize("preset", preset_names())
+@pytest.mark.parametrize("arm", ["full", "in_training", "from_scratch"])
+def test_every_preset_is_valid_for_every_arm(preset, arm):
+    assert make_config({**read_preset(preset), "arm": arm}).arm == arm
+
+
+def test_the_preset_of_fashion_mnist_has_the_papers_values_for_sequential_mnist():
+    config = make_config(read_preset("fashion_mnist"))
+    assert (config.n_blocks, config.d_model, config.n_states, config.steps, config.batch_size) == (
+        1,
+        8,
+        256,
+        200_000,
+        50,
+    )
+    assert (config.learning_rate, config.weight_decay, config.ssm_lr_factor, config.dropout) == (4e-4, 0, 1, 0.1)
+    assert config.lr_schedule == "constant"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"taus": 0.1}, ["unknown key 'taus'", "did you mean 'tau'"]),
+        ({"zzz": 1}, ["unknown key 'zzz'", "known are", "learning_rate"]),
+        ({"seed": -1}, ["'seed'", "-1"]),
+        ({"seed": True}, ["'seed'", "integer"]),
+        ({"seed": None}, ["'seed'", "integer"]),
+        ({"steps": "many"}, ["'steps'", "'many'"]),
+        ({"steps": 0}, ["'steps'", "greater than or equal to 1"]),
+        ({"steps": 10.5}, ["'steps'", "10.5"]),
+        ({"learning_rate": float("nan")}, ["learning_rate"]),
+        ({"learning_rate": float("inf")}, ["learning_rate"]),
+        ({"tau": 0.0}, ["'tau'", "greater than 0"]),
+        ({"dropout": 1.0}, ["'dropout'", "less than 1"]),
+        ({"n_states": 0}, ["n_states", "at least 1"]),
+        ({"n_states": [64, 64]}, ["n_states names 2 blocks", "n_blocks is 1"]),
+        ({"window": [0.5, 0.1]}, ["window", "[0.5, 0.1]"]),
+        ({"window": [0.5]}, ["'window'"]),
+        ({"min_radius": 0.99, "max_radius": 0.9}, ["min_radius", "0.99"]),
+        ({"arm": "in_training", "order": 8}, ["tau or order", "exactly one"]),
+        ({"arm": "in_training", "tau": None}, ["tau or order", "exactly one"]),
+        ({"task": "mnist"}, ["'task'", "'digits'"]),
+        ({"steps": 0, "batch_size": 0}, ["'steps'", "'batch_size'"]),
+    ],
+)
+def test_an_error_names_the_key_and_what_was_found(values, words):
+    with pytest.raises(ConfigurationError) as caught:
+        make_config({**DIGITS, **values})
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_seed_0_is_a_seed():
+    assert make_config({**DIGITS, "seed": 0}).seed == 0
+    assert make_config({**DIGITS, "seed": 0}).run_id != make_config({**DIGITS, "seed": 1}).run_id
+
+
+def test_overrides_are_numbers_lists_words_and_nothing():
+    values = parse_overrides(["tau=0.2", "n_states = [3, 4]", "norm=batch", "order=none", "steps=3_000"])
+    assert values == {"tau": 0.2, "n_states": [3, 4], "norm": "batch", "order": None, "steps": 3000}
+
+
+@pytest.mark.parametrize("assignment", ["tau", "=3", ""])
+def test_an_override_needs_a_key_and_a_value(assignment):
+    with pytest.raises(ConfigurationError, match="KEY=VALUE"):
+        parse_overrides([assignment])
+
+
+def test_an_override_that_comes_twice_is_an_error():
+    with pytest.raises(ConfigurationError, match="'tau' twice"):
+        parse_overrides(["tau=0.1", "tau=0.2"])
+
+
+def test_an_unknown_preset_lists_or_suggests():
+    with pytest.raises(ConfigurationError, match="did you mean 'digits'"):
+        read_preset("digit")
+    with pytest.raises(ConfigurationError, match="does not exist"):
+        read_preset("nowhere.toml")
+
+
+def test_a_preset_can_be_a_file(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('task = "digits"\nsteps = 7\n')
+    assert make_config(read_preset(str(path))).steps == 7
+    path.write_text("task = ")
+    with pytest.raises(ConfigurationError, match="not valid TOML"):
+        read_preset(str(path))
+
+
+def test_a_configuration_survives_json():
+    config = make_config({**DIGITS, "arm": "in_training", "n_states": [12]})
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+    assert json.loads(config.model_dump_json())["n_states"] == [12]
+
+
+def test_the_run_id_ignores_the_rule_of_cuts_where_nothing_is_cut():
+    def ids(arm):
+        return {make_config({**DIGITS, "arm": arm, "tau": tau}).run_id for tau in (0.1, 0.2)}
+
+    assert len(ids("full")) == 1
+    assert len(ids("in_training")) == 2
