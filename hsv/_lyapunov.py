@@ -10,6 +10,7 @@ complex Schur decomposition, and the pairs stay exact conjugates.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -381,7 +382,7 @@ def _without_padding(a: Matrix, connected: np.ndarray) -> Matrix:
 def _call_on_batch(kernel: Callable[..., Matrix], *matrices: Matrix) -> Matrix:
     """Broadcast the batch axes, hand them to the kernel as one, and give the result its axes back."""
     batch = np.broadcast_shapes(*(m.shape[:-2] for m in matrices))
-    flat = (np.broadcast_to(m, (*batch, *m.shape[-2:])).reshape(-1, *m.shape[-2:]) for m in matrices)
+    flat = (np.broadcast_to(m, (*batch, *m.shape[-2:])).reshape(math.prod(batch), *m.shape[-2:]) for m in matrices)
     x = kernel(*(np.ascontiguousarray(m, dtype=np.complex128) for m in flat))
     return x.reshape(*batch, *x.shape[1:])
 

@@ -80,3 +80,22 @@ def _gramian(A: flint.acb_mat, W: flint.acb_mat, discrete: bool) -> flint.acb_ma
     right = flint.acb_mat([[-W[i, j]] for i in range(n) for j in range(n)])
     x = flint.acb_mat(rows).solve(right)
     return flint.acb_mat([[x[i * n + j, 0] for j in range(n)] for i in range(n)])
+
+
+def heat_equation_hankel_values(n: int, bits: int = BITS) -> np.ndarray:
+    """Return the Hankel singular values of `reference_systems.heat_equation(n)`, by its sine eigenvectors."""
+    saved, flint.ctx.prec = flint.ctx.prec, bits
+    try:
+        step = flint.arb.pi() / (n + 1)
+        length = (flint.arb(2) / (n + 1)).sqrt()
+        modes = range(1, n + 1)
+        poles = [-4 * (n + 1) ** 2 * (k * step / 2).sin() ** 2 for k in modes]
+        b = [(n + 1) * length * ((n // 3 + 1) * k * step).sin() for k in modes]
+        c = [length * ((2 * n // 3 + 1) * k * step).sin() for k in modes]
+
+        def gramian(g: list[flint.arb]) -> flint.acb_mat:
+            return flint.acb_mat([[flint.acb(-g[i] * g[j] / (poles[i] + poles[j])) for j in range(n)] for i in range(n)])
+
+        return _values(gramian(b), gramian(c))
+    finally:
+        flint.ctx.prec = saved

@@ -1,0 +1,146 @@
+"""Every compiled kernel against its reference, element by element, at the edges too."""
+
+import inspect
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy.linalg import schur
+
+from hsv._kernels import _numba, _reference
+from tests.hsv.reference_systems import complex_normal
+from tests.tolerances import tolerance
+
+# batch, states, inputs: one of each, none of some, more inputs than states
+SHAPES = [(1, 1, 1), (3, 1, 2), (2, 7, 3), (2, 5, 0), (0, 4, 2), (3, 4, 9), (1, 40, 2)]
+
+
+def triangular(rng, batch, n, *, discrete):
+    """A stable, non-normal triangular matrix with garbage below its diagonal, which nothing may read."""
+    t = np.triu(complex_normal(rng, (batch, n, n)), 1) / max(1, n) + np.tril(np.full((batch, n, n), np.nan), -1)
+    poles = complex_normal(rng, (batch, n))
+    if discrete:
+        poles *= rng.uniform(0.0, 0.999, (batch, n)) / np.abs(poles)
+    else:
+        poles = -np.abs(poles.real) - 1e-3 + 1j * poles.imag
+    t[:, np.arange(n), np.arange(n)] = poles
+    return t
+
+
+def without_garbage(t):
+    return np.triu(t)
+
+
+def assert_same(name, *arguments, factor=1e4):
+    """The order of the sums differs, and a triangular solve amplifies that: hence a factor of 1e4."""
+    fast, plain = getattr(_numba, name)(*arguments), getattr(_reference, name)(*arguments)
+    for x, y in zip(np.atleast_1d(fast, plain)[:1], np.atleast_1d(fast, plain)[1:], strict=True):
+        assert x.shape == y.shape
+        assert x.dtype == y.dtype == np.complex128
+        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance(float, factor=factor) * np.abs(y).max(initial=1.0))
+
+
+@pytest.mark.parametrize(("batch", "n", "m"), SHAPES)
+@pytest.mark.parametrize("name", ["continuous_lyapunov_factor", "discrete_lyapunov_factor"])
+def test_lyapunov_factors(name, batch, n, m, rng):
+    t, b = triangular(rng, batch, n, discrete="discrete" in name), complex_normal(rng, (batch, n, m))
+    before = t.copy(), b.copy()
+    assert_same(name, without_garbage(t), b)
+    np.testing.assert_array_equal(getattr(_numba, name)(t, b), getattr(_numba, name)(without_garbage(t), b))
+    np.testing.assert_array_equal(t, before[0])
+    np.testing.assert_array_equal(b, before[1])
+
+
+@pytest.mark.parametrize("name", ["continuous_lyapunov_factor", "discrete_lyapunov_factor"])
+@pytest.mark.parametrize("module", [_numba, _reference], ids=["numba", "reference"])
+def test_lyapunov_factors_solve_their_equation(module, name, rng):
+    t, b = without_garbage(triangular(rng, 4, 6, discrete="discrete" in name)), complex_normal(rng, (4, 6, 2))
+    u = getattr(module, name)(t, b)
+    p, th = u @ u.conj().swapaxes(-1, -2), t.conj().swapaxes(-1, -2)
+    left = t @ p @ th - p if "discrete" in name else t @ p + p @ th
+    np.testing.assert_allclose(left, -b @ b.conj().swapaxes(-1, -2), atol=tolerance(float) * np.abs(p).max())
+    diagonal = np.diagonal(u, axis1=-2, axis2=-1)
+    assert np.all(diagonal.imag == 0)
+    assert np.all(diagonal.real > 0)
+    np.testing.assert_array_equal(u, np.triu(u))
+
+
+@pytest.mark.parametrize("name", ["continuous_lyapunov_factor", "discrete_lyapunov_factor"])
+@pytest.mark.parametrize("module", [_numba, _reference], ids=["numba", "reference"])
+def test_rows_without_input_and_extreme_sizes(module, name, rng):
+    """A row of zeros gives a row of zeros, and sizes whose squares overflow or underflow change nothing."""
+    kernel = getattr(module, name)
+    t, b = without_garbage(triangular(rng, 1, 5, discrete="discrete" in name)), complex_normal(rng, (1, 5, 2))
+    t[:, 3, 4] = 0.0
+    b[:, 3:] = 0.0
+    np.testing.assert_array_equal(kernel(t, b)[:, 3:], 0.0)
+    for scale in (2.0**-900, 2.0**900):
+        np.testing.assert_allclose(kernel(t, b * scale) / scale, kernel(t, b), rtol=tolerance(float))
+    t[:, 4, 4] = 0.0 if "discrete" in name else -1e-300
+    assert np.all(np.isfinite(kernel(t, complex_normal(rng, (1, 5, 2)))))
+
+
+@pytest.mark.parametrize(("batch", "n", "m"), SHAPES)
+def test_triangular_sylvester(batch, n, m, rng):
+    s, t = (without_garbage(triangular(rng, batch, k, discrete=False)) for k in (n, m))
+    q = complex_normal(rng, (batch, n, m))
+    assert_same("triangular_sylvester", s, t, q)
+    x = _numba.triangular_sylvester(s, t, q)
+    np.testing.assert_allclose(s @ x + x @ t, q, atol=tolerance(float, factor=1e4) * np.abs(x).max(initial=1.0))
+
+
+@pytest.mark.parametrize(("batch", "n", "m"), SHAPES)
+def test_triangular_stein(batch, n, m, rng):
+    s = without_garbage(triangular(rng, batch, n, discrete=True))
+    q = complex_normal(rng, (batch, n, n))
+    assert_same("triangular_stein", s, q)
+    x = _numba.triangular_stein(s, q)
+    residual = s @ x @ s.conj().swapaxes(-1, -2) - x + q
+    np.testing.assert_allclose(residual, 0, atol=tolerance(float, factor=1e4) * np.abs(x).max(initial=1.0))
+
+
+@pytest.mark.parametrize(("batch", "n", "m"), SHAPES)
+@pytest.mark.parametrize("n_points", [0, 1, 5])
+def test_triangular_resolvent(batch, n, m, n_points, rng):
+    t = without_garbage(triangular(rng, batch, n, discrete=True))
+    points = np.exp(1j * rng.uniform(-np.pi, np.pi, (batch, n_points)))
+    assert_same("triangular_resolvent", t, points, complex_normal(rng, (batch, n, m)))
+
+
+@pytest.mark.parametrize(("batch", "n"), [(1, 1), (2, 2), (3, 9), (0, 4), (1, 30)])
+def test_complex_schur_form(batch, n, rng):
+    a = rng.normal(size=(batch, n, n))
+    forms = [schur(matrix, output="real") for matrix in a]
+    t, z = (np.array([form[i] for form in forms]).reshape(batch, n, n) for i in (0, 1))
+    (fast_t, fast_z), (plain_t, plain_z) = _numba.complex_schur_form(t, z), _reference.complex_schur_form(t, z)
+    np.testing.assert_allclose(fast_t, plain_t, atol=tolerance(float) * n)
+    np.testing.assert_allclose(fast_z, plain_z, atol=tolerance(float))
+    np.testing.assert_array_equal(fast_t, np.triu(fast_t))
+    np.testing.assert_allclose(fast_z @ fast_t @ fast_z.conj().swapaxes(-1, -2), a, atol=tolerance(float) * n)
+    for poles in np.diagonal(fast_t, axis1=-2, axis2=-1):  # pairs are conjugates to the last bit
+        np.testing.assert_array_equal(np.sort_complex(poles), np.sort_complex(poles.conj()))
+
+
+def test_both_modules_have_the_same_functions_with_the_same_signatures():
+    def functions(module):
+        found = {name: getattr(module, name) for name in dir(module) if not name.startswith("_")}
+        found = {name: getattr(f, "py_func", f) for name, f in found.items()}
+        return {
+            name: inspect.signature(f)
+            for name, f in found.items()
+            if inspect.isfunction(f) and f.__module__ == module.__name__
+        }
+
+    assert functions(_numba) == functions(_reference)
+    assert functions(_numba)
+
+
+def test_numba_is_imported_only_when_a_kernel_is_called():
+    code = """
+import sys, hsv
+assert "numba" not in sys.modules
+hsv.solve_discrete_lyapunov([[0.5]], [[3.0]])
+assert "numba" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
