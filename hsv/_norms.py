@@ -338,7 +338,7 @@ class _Difference:
                 A = _without_padding(A, np.any(B, axis=-1) | np.any(C, axis=-2))
             A, B, C = (A.swapaxes(-1, -2), C.swapaxes(-1, -2), B.swapaxes(-1, -2)) if swap else (A, B, C)
             triangle, z = schur_form(A)
-            poles = np.diagonal(triangle, axis1=-2, axis2=-1).reshape(*batch, -1)
+            poles = np.diagonal(triangle, axis1=-2, axis2=-1).reshape(*batch, s.n_states)
             check_stable(poles, discrete=s.is_discrete)
             B, C = z.conj().swapaxes(-1, -2) @ B, C @ z
             responses.append(_DenseResponse(*(np.ascontiguousarray(x, dtype=np.complex128) for x in (triangle, B, C))))
