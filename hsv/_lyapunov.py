@@ -244,7 +244,7 @@ def solve_lyapunov_factored(a: Array, b: Array, *, discrete: bool) -> Array:
 def solve_lyapunov_factored_pair(a: Array, b: Array, c: Array, *, discrete: bool) -> tuple[Array, Array]:
     """Return the factors of both Gramians of ``(a, b, c)`` from one Schur form.
 
-    The first is ``solve_lyapunov_factored(a, b)``, the second ``solve_lyapunov_factored(a^H, c^H)``; at two thirds of the cost.
+    The first is ``solve_lyapunov_factored(a, b)``, the second ``solve_lyapunov_factored(a^H, c^H)``.
     Arrays of one library in double precision, already checked.
     """
     result: tuple[Array, Array] = on_host(
@@ -350,7 +350,7 @@ def _factor_from_schur_form(s: Matrix, z: Matrix, a: Matrix, b: Matrix, *, discr
     if b.shape[-1] > n:  # b b^H = r^H r
         b = _adjoint(np.asarray(np.linalg.qr(_adjoint(b), mode="r")))
     # A power of two changes no digit, and keeps the squares inside from overflow and underflow.
-    exponent = np.frexp(np.max(np.abs(b), axis=(-1, -2), keepdims=True, initial=0.0))[1]
+    exponent = np.clip(np.frexp(np.max(np.abs(b), axis=(-1, -2), keepdims=True, initial=0.0))[1], -1000, 1000)
     kernel = _kernels.discrete_lyapunov_factor if discrete else _kernels.continuous_lyapunov_factor
     u = _call_on_batch(kernel, s, _adjoint(z) @ (b * np.ldexp(1.0, -exponent)))
     factor: Matrix = z @ u

@@ -269,6 +269,10 @@ class TestSpecialMatrices:
         for scale in (2.0**-1000, 2.0**1000):  # the squares underflow or overflow; a power of two changes no digit
             scaled = hsv.solve_lyapunov_factored(sys.A, sys.B * scale, discrete=discrete)
             np.testing.assert_allclose(scaled / scale, factor, rtol=1e-13, atol=0)
+        # a number without a normalised form holds fewer digits
+        smallest = hsv.solve_lyapunov_factored(sys.A, np.full((5, 1), 2.0**-1060), discrete=discrete)
+        plain = hsv.solve_lyapunov_factored(sys.A, np.ones((5, 1)), discrete=discrete)
+        np.testing.assert_allclose(smallest * 2.0**1000 * 2.0**60, plain, atol=1e-3)
 
     def test_padding_has_no_part_in_continuous_time(self):
         a, b = np.zeros((2, 3, 3)), np.zeros((2, 3, 1))
