@@ -116,16 +116,23 @@ class LRU(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw the initial values anew; in float64, rounded once, so that both precisions begin at the same model."""
         n_states, d_model = self.n_states, self.d_model
-        source = {"generator": generator, "dtype": torch.float64, "device": None if generator is None else generator.device}
-        area = self.min_radius**2 + (self.max_radius**2 - self.min_radius**2) * torch.rand(n_states, **source)
+        device = None if generator is None else generator.device
+
+        def uniform() -> Tensor:
+            return torch.rand(n_states, generator=generator, dtype=torch.float64, device=device)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64, device=device)
+
+        area = self.min_radius**2 + (self.max_radius**2 - self.min_radius**2) * uniform()
         # Half the least area that float32 resolves beside 1 keeps a pole that was drawn at 0 from an infinite nu.
         rate = -0.5 * torch.log(area.clamp_min(2.0**-25))
         self.nu_log.copy_(rate.log())
-        self.theta.copy_(self.max_phase * torch.rand(n_states, **source))
+        self.theta.copy_(self.max_phase * uniform())
         self.gamma_log.copy_(0.5 * torch.log(-torch.expm1(-2 * rate)))
-        self.B.copy_(torch.randn(n_states, d_model, 2, **source) / math.sqrt(2 * d_model))
-        self.C.copy_(torch.randn(d_model, n_states, 2, **source) / math.sqrt(n_states))
-        self.D.copy_(torch.randn(d_model, **source))
+        self.B.copy_(normal(n_states, d_model, 2) / math.sqrt(2 * d_model))
+        self.C.copy_(normal(d_model, n_states, 2) / math.sqrt(n_states))
+        self.D.copy_(normal(d_model))
 
     @property
     def n_states(self) -> int:
@@ -190,6 +197,7 @@ class LRU(nn.Module):
         return x.to(dtype)
 
     def extra_repr(self) -> str:
+        """Sizes and mode, for `repr`."""
         return f"d_model={self.d_model}, n_states={self.n_states}, mode={self.mode!r}"
 
 
@@ -222,7 +230,9 @@ class LRUAdapter(LayerAdapter):
     def system(self, layer: LRU) -> hsv.DiagonalStateSpace:
         log_poles = torch.complex(-layer.nu_log.double().exp(), layer.theta.double())
         B = layer.gamma_log.double().exp()[:, None] * torch.view_as_complex(layer.B.double().contiguous())
-        return hsv.DiagonalStateSpace.from_log_poles(log_poles, B, torch.view_as_complex(layer.C.double().contiguous()), dt=True)
+        return hsv.DiagonalStateSpace.from_log_poles(
+            log_poles, B, torch.view_as_complex(layer.C.double().contiguous()), dt=True
+        )
 
     @torch.no_grad()
     def reduce(self, layer: LRU, rule: hsv.Rule | int, criterion: Criterion) -> Cut:
@@ -264,7 +274,10 @@ class LRUAdapter(LayerAdapter):
 
         # The system's B is exp(gamma) B; the old gamma stays what it was, the new one moves the new row as a whole.
         B = torch.view_as_complex(wide["B"].contiguous()) / old["gamma_log"].exp()[:, None] ** power
-        B = torch.view_as_real(plan.states.pull_back(B, squared=squared)) * new["gamma_log"].exp()[:, None, None] ** power
+        B = (
+            torch.view_as_real(plan.states.pull_back(B, squared=squared))
+            * new["gamma_log"].exp()[:, None, None] ** power
+        )
         C = plan.outputs.pull_back(torch.view_as_complex(wide["C"].contiguous()).mT, squared=squared).mT
         carried = {
             "nu_log": log_pole.real * (-new["nu_log"].exp()) ** power,

@@ -10,9 +10,12 @@ three digits after the point.
 
 import functools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from hsv_torch.scan._operators import refuse_second_derivative
 
 
 @functools.lru_cache(maxsize=256)
@@ -51,35 +54,59 @@ def impulse_response(log_poles: Tensor, B: Tensor, C: Tensor, length: int) -> Te
     return response.transpose(1, 2).reshape(n_outputs, n_inputs, n_coarse * n_fine)[..., :length]
 
 
-class _Convolution(torch.autograd.Function):
-    """Transforms of real signals only, in the backward pass too: PyTorch's own backward of ``rfft`` is a complex one.
+@torch.library.custom_op("hsv_torch::convolve", mutates_args=())
+def _convolve(x: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The convolution, and the spectra of both for the backward pass.
 
+    An operator with its own backward, because PyTorch's backward of ``rfft`` transforms complex signals of twice the size.
     Transposing two-dimensional arrays is what PyTorch copies fast; everything is arranged around that.
     """
+    length = x.shape[1]
+    n_fft = fast_length(2 * length - 1)
+    spectrum = _spectrum(x.permute(2, 0, 1), n_fft)  # (frequency, n_inputs, batch)
+    gain = _spectrum(kernel, n_fft)  # (frequency, n_outputs, n_inputs)
+    y = _signal(torch.bmm(gain, spectrum), n_fft, length)  # (n_outputs, batch, length)
+    return y.permute(1, 2, 0).contiguous(), spectrum, gain
 
-    @staticmethod
-    def forward(ctx, x: Tensor, kernel: Tensor) -> Tensor:
-        batch, length, n_inputs = x.shape
-        n_outputs = kernel.shape[0]
-        n_fft = fast_length(2 * length - 1)
-        spectrum = _spectrum(x.permute(2, 0, 1), n_fft)  # (frequency, n_inputs, batch)
-        gain = _spectrum(kernel, n_fft)  # (frequency, n_outputs, n_inputs)
-        ctx.save_for_backward(spectrum, gain)
-        ctx.sizes = batch, length, n_inputs, n_outputs, n_fft
-        return _signal(torch.bmm(gain, spectrum), n_fft, length).permute(1, 2, 0)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        spectrum, gain = ctx.saved_tensors
-        batch, length, n_inputs, n_outputs, n_fft = ctx.sizes
-        grad_spectrum = _spectrum(grad.permute(2, 0, 1), n_fft)
-        grad_x = grad_kernel = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _signal(torch.bmm(gain.mH, grad_spectrum), n_fft, length).permute(1, 2, 0)
-        if ctx.needs_input_grad[1]:
-            grad_kernel = _signal(torch.bmm(grad_spectrum, spectrum.mH), n_fft, length)
-        return grad_x, grad_kernel
+@_convolve.register_fake
+def _(x: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    batch, length, n_inputs = x.shape
+    n_outputs = kernel.shape[0]
+    frequencies = fast_length(2 * length - 1) // 2 + 1
+    dtype = torch.complex64 if x.dtype == torch.float32 else torch.complex128
+    y = x.new_empty(batch, length, n_outputs)
+    spectrum = x.new_empty(frequencies, n_inputs, batch, dtype=dtype)
+    return y, spectrum, x.new_empty(frequencies, n_outputs, n_inputs, dtype=dtype)
+
+
+@torch.library.custom_op("hsv_torch::convolve_backward", mutates_args=())
+def _convolve_backward(spectrum: Tensor, gain: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the signal and of the kernel: correlations."""
+    length = dy.shape[1]
+    n_fft = fast_length(2 * length - 1)
+    given = _spectrum(dy.permute(2, 0, 1), n_fft)
+    dx = _signal(torch.bmm(gain.mH, given), n_fft, length).permute(1, 2, 0).contiguous()
+    return dx, _signal(torch.bmm(given, spectrum.mH), n_fft, length)
+
+
+@_convolve_backward.register_fake
+def _(spectrum: Tensor, gain: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+    batch, length, n_outputs = dy.shape
+    n_inputs = gain.shape[2]
+    return dy.new_empty(batch, length, n_inputs), dy.new_empty(n_outputs, n_inputs, length)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*output[1:])
+
+
+def _gradients(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+    return _convolve_backward(*ctx.saved_tensors, dy)
+
+
+_convolve.register_autograd(_gradients, setup_context=_save)
+_convolve_backward.register_autograd(refuse_second_derivative)
 
 
 def _spectrum(signal: Tensor, n_fft: int) -> Tensor:
@@ -103,4 +130,4 @@ def convolve(x: Tensor, kernel: Tensor) -> Tensor:
     """
     if x.numel() == 0 or kernel.numel() == 0:  # FFTs of nothing are errors
         return x.new_zeros(*x.shape[:2], kernel.shape[0]) + (x.sum() + kernel.sum())
-    return _Convolution.apply(x, kernel)
+    return _convolve(x, kernel)[0]

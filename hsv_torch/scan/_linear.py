@@ -58,7 +58,9 @@ def linear_scan(a: Tensor, u: Tensor, initial: Tensor | None = None) -> Tensor:
             raise ShapeError(f"all arguments must be on one device, got {tensor.device} and {u.device}")
         dtype = torch.promote_types(dtype, tensor.dtype)
     if dtype not in (torch.float32, torch.float64, torch.complex64, torch.complex128):
-        raise DtypeError(f"there is no scan in {dtype}; convert the arguments to float32, float64, complex64 or complex128")
+        raise DtypeError(
+            f"there is no scan in {dtype}; convert the arguments to float32, float64, complex64 or complex128"
+        )
     if initial is None:
         initial = u.new_zeros(batch, n)
     a, u, initial = a.to(dtype), u.to(dtype), initial.to(dtype)

@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """The CPU kernels. Importing this file imports Numba, so it is imported when a kernel is first needed.
 
 Everything is in one file because Numba's cache on disk looks at the date of the file that a kernel stands in, and of no other.
@@ -54,7 +55,9 @@ def _load(builder, pointer, vector_type, offset: int) -> ir.Value:
 def _splat(builder, vector_type, value) -> ir.Value:
     undefined = ir.Constant(vector_type, ir.Undefined)
     mask = ir.Constant(ir.VectorType(ir.IntType(32), vector_type.count), [0] * vector_type.count)
-    return builder.shuffle_vector(builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0)), undefined, mask)
+    return builder.shuffle_vector(
+        builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0)), undefined, mask
+    )
 
 
 def _fma(builder, a, b, c) -> ir.Value:
@@ -316,7 +319,7 @@ def diagonal_forward(first_tile, last_tile, x, pole_re, pole_im, in_re, in_im, o
     flat with the channels padded to a multiple of ``GROUP``. ``saved (tiles, chunks, 2 n lanes)`` takes the states before each
     chunk, unless it has no chunks.
     """
-    _, length, n_inputs = x.shape
+    length = x.shape[1]
     n = pole_re.size
     lanes = N_BYTES // x.itemsize
     n_in, n_out = in_re.size // n, out_re.size // n
@@ -337,21 +340,54 @@ def diagonal_forward(first_tile, last_tile, x, pole_re, pole_im, in_re, in_im, o
                 saved[tile, start // CHUNK, n * lanes :] = state_im
             for i in range(n):
                 _project(x_rows, n_in, in_re, in_im, i * n_in, n_steps, h_re, h_im)
-                _recur(x_rows, n_in, in_re, in_im, i * n_in, pole_re, pole_im, i, state_re, state_im, 0, 1, n_steps, h_re, h_im)
+                _recur(
+                    x_rows,
+                    n_in,
+                    in_re,
+                    in_im,
+                    i * n_in,
+                    pole_re,
+                    pole_im,
+                    i,
+                    state_re,
+                    state_im,
+                    0,
+                    1,
+                    n_steps,
+                    h_re,
+                    h_im,
+                )
                 _expand(h_re, h_im, out_re, out_im, i * n_out, n_out, n_steps, y_rows)
             _scatter(y_rows, tile * lanes, start, stop, n_out, y)
 
 
 @_kernel
 def diagonal_backward(
-    first_tile, last_tile, x, pole_re, pole_im, in_re, in_im, out_re, out_im, saved, dy, dx, d_pole_re, d_pole_im, d_in_re, d_in_im, d_out_re, d_out_im
+    first_tile,
+    last_tile,
+    x,
+    pole_re,
+    pole_im,
+    in_re,
+    in_im,
+    out_re,
+    out_im,
+    saved,
+    dy,
+    dx,
+    d_pole_re,
+    d_pole_im,
+    d_in_re,
+    d_in_im,
+    d_out_re,
+    d_out_im,
 ):
     """Gradients of ``diagonal_forward``, chunks from last to first; the states inside a chunk are computed again.
 
     ``g[t] = conj(pole) g[t+1] + C^H dy[t]``, ``dx = Re(B^H g)``, ``d_pole = sum of g[t] conj(h[t-1])``, ``d_in = sum of g x``,
     ``d_out = sum of h dy`` (the gradient of conj(C)). Gradients of coefficients are ``(tiles, ...)``, in float64.
     """
-    _, length, n_inputs = x.shape
+    length = x.shape[1]
     n = pole_re.size
     lanes = N_BYTES // x.itemsize
     n_in, n_out = in_re.size // n, out_re.size // n
@@ -387,10 +423,42 @@ def diagonal_backward(
                 h_im[:lanes] = state_im[i * lanes : (i + 1) * lanes]
                 b, c = i * n_in, i * n_out
                 _project(x_rows, n_in, in_re, in_im, b, n_steps, now_re, now_im)
-                _recur(x_rows, n_in, in_re, in_im, b, pole_re, pole_im, i, state_re, state_im, 0, 1, n_steps, now_re, now_im)
+                _recur(
+                    x_rows,
+                    n_in,
+                    in_re,
+                    in_im,
+                    b,
+                    pole_re,
+                    pole_im,
+                    i,
+                    state_re,
+                    state_im,
+                    0,
+                    1,
+                    n_steps,
+                    now_re,
+                    now_im,
+                )
                 _correlate(dy_rows, n_out, now_re, now_im, n_steps, dc_re, dc_im, i)
                 _project(dy_rows, n_out, out_re, out_im, c, n_steps, g_re, g_im)
-                _recur(dy_rows, n_out, out_re, out_im, c, pole_re, minus_im, i, co_re, co_im, n_steps - 1, -1, n_steps, g_re, g_im)
+                _recur(
+                    dy_rows,
+                    n_out,
+                    out_re,
+                    out_im,
+                    c,
+                    pole_re,
+                    minus_im,
+                    i,
+                    co_re,
+                    co_im,
+                    n_steps - 1,
+                    -1,
+                    n_steps,
+                    g_re,
+                    g_im,
+                )
                 _correlate_states(g_re, g_im, h_re, h_im, n_steps, dp_re, dp_im, i)
                 _correlate(x_rows, n_in, g_re, g_im, n_steps, db_re, db_im, i)
                 _expand(g_re, g_im, in_re, in_im, b, n_in, n_steps, dx_rows)

@@ -1,6 +1,5 @@
 """The CPU kernels as PyTorch operators, each with its shapes for tracing and its own backward pass."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -9,14 +8,30 @@ from torch import Tensor
 
 from hsv_torch.scan import _threads
 
+# The tiling of the kernels, needed here for shapes while tracing, when Numba should stay out; a test compares them.
+N_BYTES = 64
+CHUNK = 16
+
 _REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 _COMPLEX = {real: cplx for cplx, real in _REAL.items()}
+
+
+def refuse_second_derivative(ctx: Any, *_: Tensor) -> None:
+    """The backward pass of every backward operator."""
+    raise NotImplementedError(
+        "the scans have no second derivative; drop `create_graph=True`, or compute them in plain PyTorch "
+        "(`hsv_torch.scan.reference`)"
+    )
 
 
 def _kernels() -> Any:
     from hsv_torch.scan import _numba  # Numba takes a while to import: only when a kernel is needed
 
     return _numba
+
+
+def _empty(like: Tensor) -> Tensor:
+    return torch.empty_like(like, memory_format=torch.contiguous_format)
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -34,7 +49,7 @@ def _blocks(batch: int, n: int) -> int:
 @torch.library.custom_op("hsv_torch::linear_scan", mutates_args=(), device_types="cpu")
 def linear_scan(a: Tensor, u: Tensor, initial: Tensor) -> Tensor:
     """``a (1 or batch, 1 or length, n)``, ``u (batch, length, n)``, ``initial (batch, n)``, all of one dtype."""
-    h = torch.empty_like(u, memory_format=torch.contiguous_format)
+    h = _empty(u)
     if h.numel():
         batch, _, n = u.shape
         blocks = _blocks(batch, n)
@@ -45,14 +60,14 @@ def linear_scan(a: Tensor, u: Tensor, initial: Tensor) -> Tensor:
 
 @linear_scan.register_fake
 def _(a: Tensor, u: Tensor, initial: Tensor) -> Tensor:
-    return torch.empty_like(u, memory_format=torch.contiguous_format)
+    return _empty(u)
 
 
 @torch.library.custom_op("hsv_torch::linear_scan_backward", mutates_args=(), device_types="cpu")
 def linear_scan_backward(a: Tensor, h: Tensor, initial: Tensor, dh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``a``, ``u`` and ``initial``."""
     batch, length, n = h.shape
-    du = torch.empty_like(h)
+    du = _empty(h)
     da = torch.zeros(batch, min(a.shape[1], length), n, dtype=h.dtype)
     d_initial = torch.zeros_like(initial, memory_format=torch.contiguous_format)
     if h.numel():
@@ -66,8 +81,7 @@ def linear_scan_backward(a: Tensor, h: Tensor, initial: Tensor, dh: Tensor) -> t
 
 @linear_scan_backward.register_fake
 def _(a: Tensor, h: Tensor, initial: Tensor, dh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    contiguous = torch.contiguous_format
-    return tuple(torch.empty_like(like, memory_format=contiguous) for like in (a, h, initial))
+    return _empty(a), _empty(h), _empty(initial)
 
 
 def _save_linear(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -95,14 +109,13 @@ def _padded(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _coefficients(poles: Tensor, B: Tensor, C: Tensor) -> tuple[np.ndarray, ...]:
-    poles = _array(poles)
-    return poles.real.copy(), poles.imag.copy(), *_padded(_array(B)), *_padded(_array(C).conj().T)
+    values = _array(poles)
+    return values.real.copy(), values.imag.copy(), *_padded(_array(B)), *_padded(_array(C).conj().T)
 
 
 def _saved_shape(x: Tensor, n: int, save: bool) -> tuple[int, int, int]:
-    # 16 sequences of float32 or 8 of float64 are a tile, 16 steps a chunk; the kernel asserts nothing, so the test does.
-    lanes = 64 // x.element_size()
-    return -(-x.shape[0] // lanes), -(-x.shape[1] // 16) if save else 0, 2 * n * lanes
+    lanes = N_BYTES // x.element_size()  # sequences in a tile
+    return -(-x.shape[0] // lanes), -(-x.shape[1] // CHUNK) if save else 0, 2 * n * lanes
 
 
 @torch.library.custom_op("hsv_torch::diagonal_scan", mutates_args=(), device_types="cpu")
@@ -112,10 +125,12 @@ def diagonal_scan(x: Tensor, poles: Tensor, B: Tensor, C: Tensor, save: bool) ->
     n = poles.shape[0]
     y = x.new_empty(batch, length, C.shape[0])
     saved = x.new_empty(_saved_shape(x, n, save))
-    if y.numel():
-        operations = x.shape[0] * length * n * 2 * (B.shape[1] + C.shape[0] + 2) / 16
+    if not (y.numel() and x.numel() and n):
+        y.zero_()
+    else:
+        operations = batch * length * n * 2 * (B.shape[1] + C.shape[0] + 2)
         arguments = _array(x), *_coefficients(poles, B, C), y.numpy(), saved.numpy()
-        _threads.run(_kernels().diagonal_forward, saved.shape[0], *arguments, operations=16 * operations)
+        _threads.run(_kernels().diagonal_forward, saved.shape[0], *arguments, operations=operations)
     return y, saved
 
 
@@ -131,8 +146,8 @@ def diagonal_scan_backward(
     """Gradients of ``x``, ``poles``, ``B`` and ``C``."""
     n, n_inputs = B.shape
     n_outputs = C.shape[0]
-    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-    if not dx.numel() or not dy.numel():
+    dx = _empty(x)
+    if not (dx.numel() and dy.numel() and n):
         return dx.zero_(), torch.zeros_like(poles), torch.zeros_like(B), torch.zeros_like(C)
     coefficients = _coefficients(poles, B, C)
     tiles = saved.shape[0]
@@ -140,14 +155,17 @@ def diagonal_scan_backward(
     operations = x.shape[0] * x.shape[1] * n * 5 * (n_inputs + n_outputs + 2)
     arguments = _array(x), *coefficients, saved.numpy(), _array(dy), dx.numpy(), *sums
     _threads.run(_kernels().diagonal_backward, tiles, *arguments, operations=operations)
-    d_poles, d_B, d_C = (re.sum(0) + 1j * im.sum(0) for re, im in zip(sums[::2], sums[1::2], strict=True))
-    gradients = d_poles, d_B.reshape(n, -1)[:, :n_inputs], d_C.reshape(n, -1)[:, :n_outputs].conj().T
-    return dx, *(torch.from_numpy(np.ascontiguousarray(g)).to(poles.dtype) for g in gradients)
+    totals = [re.sum(0) + 1j * im.sum(0) for re, im in zip(sums[::2], sums[1::2], strict=True)]
+    gradients = totals[0], totals[1].reshape(n, -1)[:, :n_inputs], totals[2].reshape(n, -1)[:, :n_outputs].conj().T
+    d_poles, d_B, d_C = (torch.from_numpy(np.ascontiguousarray(g)).to(poles.dtype) for g in gradients)
+    return dx, d_poles, d_B, d_C
 
 
 @diagonal_scan_backward.register_fake
-def _(x: Tensor, poles: Tensor, B: Tensor, C: Tensor, saved: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return tuple(torch.empty_like(like, memory_format=torch.contiguous_format) for like in (x, poles, B, C))
+def _(
+    x: Tensor, poles: Tensor, B: Tensor, C: Tensor, saved: Tensor, dy: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _empty(x), _empty(poles), _empty(B), _empty(C)
 
 
 def _save_diagonal(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -161,12 +179,5 @@ def _diagonal_gradients(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None,
 diagonal_scan.register_autograd(_diagonal_gradients, setup_context=_save_diagonal)
 
 
-def _refuse(ctx: Any, *_: Tensor) -> None:
-    raise NotImplementedError(
-        "the scan kernels have no second derivative; drop `create_graph=True`, or compute them with the plain PyTorch scan "
-        "(`hsv_torch.scan.reference`)"
-    )
-
-
 for _operator in (linear_scan_backward, diagonal_scan_backward):
-    _operator.register_autograd(_refuse)
+    _operator.register_autograd(refuse_second_derivative)

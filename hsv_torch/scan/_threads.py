@@ -5,6 +5,7 @@ be entered twice at once, and both keep their own number of threads beside PyTor
 in a worker process, as PyTorch sets it there.
 """
 
+import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +38,7 @@ def run(kernel: Callable[..., Any], n_tasks: int, *arguments: Any, operations: f
     if _pool is None:
         _pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="hsv_torch")
     edges = [n_tasks * k // n_threads for k in range(n_threads + 1)]
-    others = [_pool.submit(kernel, first, last, *arguments) for first, last in zip(edges[1:-1], edges[2:], strict=True)]
+    others = [_pool.submit(kernel, first, last, *arguments) for first, last in itertools.pairwise(edges[1:])]
     try:
         kernel(0, edges[1], *arguments)
     finally:
