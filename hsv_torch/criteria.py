@@ -8,6 +8,7 @@ a layer needs to know to carry the optimizer's moments.
 from __future__ import annotations
 
 import abc
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -199,7 +200,7 @@ class RealHankel(Criterion):
         )  # fmt: skip
 
 
-def _truncate(system: hsv.DiagonalStateSpace, rule: hsv.Rule | int) -> hsv.Reduction:
+def _truncate(system: hsv.LinearSystem, rule: hsv.Rule | int) -> hsv.Reduction:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", hsv.OrderWarning)  # the notes of the reduction go into those of the cut
         red = hsv.balanced_truncation(system, rule)
@@ -221,6 +222,9 @@ def _fit_into(red: hsv.Reduction, slots: int) -> hsv.Reduction:
         order -= 1
     if order == red.system.n_states:
         return red
+    assert red.left is not None
+    assert red.right is not None
+    assert red.error_bound is not None
     sigma = red.hankel_singular_values
     lost = 2 * float(sigma[order : red.system.n_states].sum())
     sys = red.system
@@ -252,6 +256,8 @@ def _diagonal_form(red: hsv.Reduction, max_condition: float) -> tuple[Tensor, Te
             f"the eigenvectors of the reduced state matrix have condition {worst:.1e}, above the limit {max_condition:.1e}; choose another order or raise max_condition",
             _host(red.hankel_singular_values),
         )
+    assert red.left is not None
+    assert red.right is not None
     right = red.right.to(vectors.dtype) @ vectors
     left = torch.linalg.solve(vectors, red.left.to(vectors.dtype).mH).mH  # left^H right = I stays
     return diagonal.poles(), diagonal.B, diagonal.C, right, left, worst
@@ -307,7 +313,7 @@ def _diagonal_cut(
         ),
         order=order,
         hankel_singular_values=_host(red.hankel_singular_values),
-        error_bound=float(red.error_bound),
+        error_bound=float(red.error_bound) if red.error_bound is not None else math.inf,
         eigenvector_condition=condition,
         notes=notes,
     )

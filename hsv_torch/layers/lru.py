@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 import hsv
 from hsv import DtypeError, ShapeError
@@ -220,12 +221,15 @@ class LRUAdapter(LayerAdapter):
 
     recurrent_parameters: ClassVar[tuple[str, ...]] = ("nu_log", "theta", "gamma_log", "B")
 
+    @override
     def n_states(self, layer: LRU) -> int:
         return layer.n_states
 
+    @override
     def parameter_names(self, layer: LRU) -> tuple[str, ...]:
         return ("nu_log", "theta", "gamma_log", "B", "C")
 
+    @override
     @torch.no_grad()
     def system(self, layer: LRU) -> hsv.DiagonalStateSpace:
         log_poles = torch.complex(-layer.nu_log.double().exp(), layer.theta.double())
@@ -234,6 +238,7 @@ class LRUAdapter(LayerAdapter):
             log_poles, B, torch.view_as_complex(layer.C.double().contiguous()), dt=True
         )
 
+    @override
     @torch.no_grad()
     def reduce(self, layer: LRU, rule: hsv.Rule | int, criterion: Criterion) -> Cut:
         plan = criterion.reduce(self.system(layer), rule)
@@ -258,9 +263,11 @@ class LRUAdapter(LayerAdapter):
             payload=(plan, old, new),
         )
 
+    @override
     def apply(self, layer: LRU, cut: Cut) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
         return replace_parameters(layer, cut.payload[2])
 
+    @override
     @torch.no_grad()
     def pull_back(self, cut: Cut, covectors: Mapping[str, Tensor], *, squared: bool) -> dict[str, Tensor]:
         plan, old, new = cut.payload
@@ -288,6 +295,7 @@ class LRUAdapter(LayerAdapter):
         }
         return {name: tensor.to(covectors[name].dtype) for name, tensor in carried.items()}
 
+    @override
     def resize(self, layer: LRU, n_states: int) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
         d_model, like = layer.d_model, layer.nu_log.detach()
         vector = like.new_zeros(n_states)
