@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Train state space models that shrink while they train, and compare them.",
-    epilog="Example: [bold]python -m paper_repro run digits --arm in_training --seed 0 --set tau=0.1[/bold]",
+    epilog="Example: [bold]python -m paper_repro run digits --seed 0 --set tau=0.2[/bold]",
 )
 
 Preset = Annotated[

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from rich import box
 from rich.table import Table
 
 from paper_repro.configuration import KEYS_OF_CUTS, RunConfig
@@ -17,18 +18,7 @@ from paper_repro.statistics import PairedDifference, Summary, mean_of_best, pair
 
 SHARE_OF_REDUCTIONS_AIMED_AT = 0.02
 SAME_SPEED = 0.05  # medians on a shared machine differ by as much between equal runs
-COLUMNS = (
-    "arm",
-    "rate",
-    "states a layer",
-    "parameters",
-    "test accuracy",
-    "by seed",
-    "ms a step before",
-    "after",
-    "reductions, s",
-    "share",
-)
+TERMINAL_COLUMNS = ("arm", "states a layer", "test accuracy", "ms a step", "reductions")  # what 80 characters hold
 
 
 @dataclass(frozen=True)
@@ -79,30 +69,31 @@ class ArmFigures:
         return sum(run.timing.training for run in self.runs)
 
     def states_words(self) -> str:
-        """Return states before and after, seed by seed where they differ: ``64 -> 8 9 8``."""
+        """Return states before and after, seed by seed where they differ: ``64 → 8 9 8``."""
         before = _distinct(states_text(run.states_before) for run in self.runs)
         after = _distinct(states_text(run.states_after) for run in self.runs)
-        return before if before == after else f"{before} -> {after}"
+        return _arrow(before, after)
 
-    def cells(self) -> list[str]:
-        """Return the texts of the row of this arm, in the order of `COLUMNS`."""
-        before, after = (
-            _distinct(str(n) for n in sizes) for sizes in zip(*(_parameters(run) for run in self.runs), strict=True)
-        )
-        tested = bool(self.accuracy_by_seed)
-        cuts = self.config.arm == "in_training"
-        return [
-            self.name,
-            _distinct(f"{run.config.learning_rate:g}" for run in self.runs),
-            self.states_words(),
-            before if before == after else f"{before} -> {after}",
-            percent_with_spread(self.accuracy) if tested else "not looked at",
-            " ".join(f"{100 * value:.1f}" for value in self.accuracy_by_seed.values()),
-            f"{1e3 * self.step_before:.2f}",
-            f"{1e3 * self.step_after:.2f}",
-            f"{self.reduction_seconds:.2f}" if cuts else "-",
-            f"{self.reduction_seconds / self.training_seconds:.2%}" if cuts else "-",
+    def cells(self) -> dict[str, str]:
+        """Return the row of this arm: the text under the name of each column."""
+        parameters = [
+            _distinct(str(count) for count in sizes)
+            for sizes in zip(*((run.n_parameters_before, run.n_parameters_after) for run in self.runs), strict=True)
         ]
+        tested = bool(self.accuracy_by_seed)
+        before, after = (f"{1e3 * seconds:.2f}" for seconds in (self.step_before, self.step_after))
+        cuts = self.config.arm == "in_training"
+        share = self.reduction_seconds / self.training_seconds
+        return {
+            "arm": self.name,
+            "learning rate": _distinct(f"{run.config.learning_rate:g}" for run in self.runs),
+            "states a layer": self.states_words(),
+            "parameters": _arrow(*parameters),
+            "test accuracy": percent_with_spread(self.accuracy) if tested else "not looked at",
+            "by seed": " ".join(f"{100 * value:.1f}" for value in self.accuracy_by_seed.values()),
+            "ms a step": f"{before} → {after}" if cuts else after,
+            "reductions": f"{self.reduction_seconds:.2f} s, {share:.1%}" if cuts else "none",
+        }
 
 
 @dataclass(frozen=True)
@@ -157,7 +148,7 @@ def make_arm(runs: Sequence[RunResult]) -> ArmFigures:
     names = {
         "full": "full",
         "in_training": f"cut in training, {rule_words(config)}",
-        "from_scratch": "from scratch at that size",
+        "from_scratch": "from scratch at its sizes" if config.sizes_of is not None else "from scratch",
     }
     return ArmFigures(names[config.arm], tuple(sorted(runs, key=lambda run: run.config.seed)))
 
@@ -177,11 +168,13 @@ def percent_with_spread(summary: Summary) -> str:
 
 def make_table(arms: Sequence[ArmFigures], title: str) -> Table:
     """Return the table of `arms` for the terminal."""
-    table = Table(title=title, title_justify="left")
-    for number, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if number in (0, 2) else "right", overflow="fold")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    for column in TERMINAL_COLUMNS:
+        words = column in ("arm", "states a layer")
+        table.add_column(column, justify="left" if words else "right", no_wrap=not words)
     for arm in arms:
-        table.add_row(*arm.cells())
+        cells = arm.cells()
+        table.add_row(*(cells[column] for column in TERMINAL_COLUMNS))
     return table
 
 
@@ -300,8 +293,8 @@ def _mean_states(arm: ArmFigures) -> str:
     return f"{mean:.0f} states" if mean == round(mean) else f"{mean:.1f} states on average"
 
 
-def _parameters(run: RunResult) -> tuple[int, int]:
-    return run.n_parameters_before, run.n_parameters_after
+def _arrow(before: str, after: str) -> str:
+    return before if before == after else f"{before} → {after}"
 
 
 def _distinct(texts: Iterable[str]) -> str:

@@ -1,8 +1,7 @@
-"""Pictures of a comparison, each as SVG text that can stand inside an HTML page."""
+"""Pictures of a comparison; those of one compression alone come from `hsv_torch.report`."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from hsv_torch.report import plot_spectra
 from paper_repro.comparison import ArmFigures
 from paper_repro.results import RunResult
 
@@ -24,7 +24,7 @@ SIZE = (4.6, 3.4)  # inches: text stays legible where a phone shows the picture 
 SMALLEST_SHOWN = 1e-6  # of the largest Hankel value
 
 
-def spectra_over_training(run: RunResult) -> str:
+def spectra_over_training(run: RunResult) -> Figure:
     """Draw the Hankel singular values of the first layer of `run`, one line a measurement, dark is early."""
     layer = run.spectra[0].layer
     spectra = [spectrum for spectrum in run.spectra if spectrum.layer == layer]
@@ -41,10 +41,19 @@ def spectra_over_training(run: RunResult) -> str:
         )
     axes.set(xlabel="state", ylabel="Hankel singular value")
     figure.colorbar(mpl.cm.ScalarMappable(scale, colours), ax=axes, label="optimizer step")
-    return _svg(figure)
+    return figure
 
 
-def states_over_steps(arms: Sequence[ArmFigures]) -> str:
+def spectra_at_attempts(run: RunResult) -> Figure:
+    """Draw what every attempt found in the first layer of `run` (thick: what was kept)."""
+    history = run.compression()
+    assert history is not None
+    figure, axes = _axes()
+    plot_spectra(history, axes, layer=history.layers[0])
+    return figure
+
+
+def states_over_steps(arms: Sequence[ArmFigures]) -> Figure:
     """Draw the states of all blocks together over the steps, one line a run."""
     figure, axes = _axes()
     for arm in arms:
@@ -64,10 +73,10 @@ def states_over_steps(arms: Sequence[ArmFigures]) -> str:
     axes.yaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
     axes.set(xlabel="optimizer step", ylabel="states")
     _legend(axes)
-    return _svg(figure)
+    return figure
 
 
-def accuracy_against_states(arms: Sequence[ArmFigures]) -> str:
+def accuracy_against_states(arms: Sequence[ArmFigures]) -> Figure:
     """Draw the test accuracy of every run over its states at the end, and the mean of every arm."""
     figure, axes = _axes()
     for kind, colour in COLOURS.items():
@@ -95,10 +104,10 @@ def accuracy_against_states(arms: Sequence[ArmFigures]) -> str:
     axes.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
     axes.set(xlabel="states a layer at the end", ylabel="test accuracy, %")
     _legend(axes)
-    return _svg(figure)
+    return figure
 
 
-def validation_over_steps(arms: Sequence[ArmFigures]) -> str:
+def validation_over_steps(arms: Sequence[ArmFigures]) -> Figure:
     """Draw the validation accuracy over the steps, one line a run."""
     figure, axes = _axes()
     for arm in arms:
@@ -113,7 +122,7 @@ def validation_over_steps(arms: Sequence[ArmFigures]) -> str:
             )
     axes.set(xlabel="optimizer step", ylabel="validation accuracy, %")
     _legend(axes)
-    return _svg(figure)
+    return figure
 
 
 def _axes() -> tuple[Figure, Axes]:
@@ -126,12 +135,3 @@ def _axes() -> tuple[Figure, Axes]:
 
 def _legend(axes: Axes) -> None:
     axes.legend(frameon=False, fontsize=9)
-
-
-def _svg(figure: Figure) -> str:
-    """Return the figure without XML prolog, and with no date or random name, so that equal figures are equal texts."""
-    buffer = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "paper_repro"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]

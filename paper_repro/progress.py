@@ -81,7 +81,7 @@ class RunProgress:
     def finish(self, key: str, result: RunResult) -> None:
         """Tell that the run `key` has ended."""
         before, after = states_text(result.states_before), states_text(result.states_after)
-        states = before if before == after else f"{before} -> {after}"
+        states = before if before == after else f"{before} → {after}"
         note = f"{states} states, validation {result.best.accuracy:.1%}"
         self._lines.pop(key, None)
         if self._bars:

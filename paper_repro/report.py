@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import jinja2
+from matplotlib.figure import Figure
 
+from hsv_torch.report import figure_to_svg
 from paper_repro import figures
-from paper_repro.comparison import COLUMNS, Outcome, findings
+from paper_repro.comparison import Outcome, findings, rule_words
 from paper_repro.results import RunResult, write_atomically
 
 
@@ -19,19 +21,21 @@ def write_report(outcome: Outcome, path: Path) -> None:
     first, cut = outcome.full.runs[0], outcome.pairs[0][0].runs[0]
     page = environment.get_template("report.html").render(
         outcome=outcome,
-        columns=COLUMNS,
         rows=[arm.cells() for arm in outcome.arms],
         findings=findings(outcome.full, outcome.pairs),
         config=first.config,
         provenance=cut.provenance,
         commits=sorted({commit or "no repository" for run in outcome.runs for commit in run.provenance.commits}),
-        figures=_figures(outcome, first, cut),
+        figures=[
+            (title, caption, figure_to_svg(figure, prefix=f"picture{number}"))
+            for number, (title, caption, figure) in enumerate(_figures(outcome, first, cut))
+        ],
     )
     write_atomically(page.encode(), path)
 
 
-def _figures(outcome: Outcome, full: RunResult, cut: RunResult) -> list[tuple[str, str, str]]:
-    """Return title, caption and SVG of every picture."""
+def _figures(outcome: Outcome, full: RunResult, cut: RunResult) -> list[tuple[str, str, Figure]]:
+    """Return title, caption and drawing of every picture."""
     seed = cut.config.seed
     return [
         (
@@ -43,6 +47,11 @@ def _figures(outcome: Outcome, full: RunResult, cut: RunResult) -> list[tuple[st
             "States over steps",
             "Every run; the arms from scratch begin with the sizes that the cut ones end with.",
             figures.states_over_steps(outcome.arms),
+        ),
+        (
+            f"Hankel spectra at the attempts (seed {seed})",
+            f"What each attempt found, {rule_words(cut.config)}; thick: what it kept.",
+            figures.spectra_at_attempts(cut),
         ),
         (
             f"Hankel spectra of a run that is cut (seed {seed})",

@@ -73,8 +73,8 @@ def test_reductions_that_cost_too_much_are_said(reductions, words):
 
 def test_a_row_has_sizes_seed_by_seed_only_where_they_differ():
     runs = [make_run("in_training", seed, 0.9, (64, 8 + seed % 2)) for seed in range(3)]
-    assert make_arm(runs).cells()[2] == "64 -> 8 9 8"
-    assert make_arm(runs[::2]).cells()[2] == "64 -> 8"
+    assert make_arm(runs).cells()["states a layer"] == "64 → 8 9 8"
+    assert make_arm(runs[::2]).cells()["states a layer"] == "64 → 8"
 
 
 def test_runs_are_grouped_by_everything_but_the_seed_and_sizes_that_follow_it():

@@ -76,7 +76,7 @@ def test_the_report_needs_nothing_else_and_has_every_picture(demo):
     assert parser.open == []
     assert parser.fetched == []
     assert not re.search(r"url\((?!#)|@import|<script", page)
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 6
     assert page.count("<tr>") == 1 + len(outcome.arms)
 
 
