@@ -1,0 +1,245 @@
+import builtins
+import dataclasses
+import io
+import re
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+import hsv
+from hsv_torch.history import Drift, Event, History, LayerRecord
+from hsv_torch.report import events_table, figure_to_svg, plot_spectra, plot_states, to_html, write_html
+
+
+def record(layer, outcome, before, chosen, *, reason=None, drift=None, spectrum=True, order=None):
+    return LayerRecord(
+        layer=layer,
+        outcome=outcome,
+        n_states_before=before,
+        n_states_after=chosen if outcome == "cut" else before,
+        n_states_chosen=chosen,
+        hankel_singular_values=np.logspace(1, -3, before) if spectrum else None,
+        order=order if order is not None else chosen,
+        error_bound=0.25 if chosen else None,
+        reason=reason,
+        drift=drift,
+    )
+
+
+@pytest.fixture
+def history():
+    """Tell a story with a cut, an undone cut, a refusal and a cut that was not worth it."""
+    events = (
+        Event(
+            1,
+            25,
+            (record("blocks.0", "cut", 32, 20), record("<b>", "cut", 32, 16)),
+            0.01,
+            steps_timed=24,
+            step_seconds=0.24,
+        ),
+        Event(
+            2,
+            50,
+            (
+                record(
+                    "blocks.0", "undone", 20, 8, reason="the metric fell from 0.9 to 0.5", drift=Drift(25, 0.3, 0.7)
+                ),
+                record("<b>", "refused", 16, None, reason="condition 1e9 is above the limit [1, 1e6]", spectrum=False),
+            ),
+            0.02,
+            evaluation_seconds=0.5,
+            metric_before=0.9,
+            metric_after=0.5,
+            undone=True,
+            steps_timed=24,
+            step_seconds=0.12,
+        ),
+        Event(
+            3,
+            75,
+            (record("blocks.0", "cut", 20, 10), record("<b>", "unchanged", 16, 16, reason="the rule keeps 16 of 16")),
+            0.03,
+        ),
+    )
+    return History({"blocks.0": 32, "<b>": 32}, events, 100, 90, steps_timed=10, step_seconds=0.03)
+
+
+def empty():
+    return History({"ssm": 8}, (), 100, 0)
+
+
+class TestPictures:
+    def test_states(self, history):
+        axes = Figure().add_subplot()
+        assert plot_states(history, axes) is axes
+        first, second = (line for line in axes.get_lines() if line.get_label() in ("blocks.0", "<b>"))
+        assert first.get_xydata().tolist() == [[0, 32], [25, 20], [75, 10], [90, 10]]
+        assert second.get_xydata().tolist() == [[0, 32], [25, 16], [90, 16]]
+        marks = {
+            line.get_marker(): line.get_xydata().tolist() for line in axes.get_lines() if len(line.get_xydata()) == 1
+        }
+        assert marks == {"x": [[50, 8]], "^": [[50, 16]]}
+        assert axes.get_xlabel() == "optimizer steps"
+        assert axes.get_ylabel() == "states of the layer"
+
+    def test_spectra(self, history):
+        axes = Figure().add_subplot()
+        assert plot_spectra(history, axes, layer="blocks.0") is axes
+        assert axes.get_yscale() == "log"
+        curves = [line for line in axes.get_lines() if not line.get_label().startswith("_")]
+        assert [line.get_label() for line in curves] == ["25: 32 → 20", "50: 20 → 8 (undone)", "75: 20 → 10"]
+        assert [len(line.get_xydata()) for line in curves] == [32, 20, 20]
+        thick = [line for line in axes.get_lines() if line.get_linewidth() > 2 and len(line.get_xydata()) > 1]
+        assert [len(line.get_xydata()) for line in thick] == [20, 8, 10]
+        np.testing.assert_array_equal(curves[0].get_ydata(), np.logspace(1, -3, 32))
+
+    def test_spectra_of_a_layer_that_was_left_alone_have_no_thick_part(self, history):
+        axes = Figure().add_subplot()
+        plot_spectra(history, axes, layer="<b>")
+        labels = [line.get_label() for line in axes.get_lines() if not line.get_label().startswith("_")]
+        assert labels == ["25: 32 → 16", "75: 16 (unchanged)"]  # the refused one came without a spectrum
+
+    def test_the_order_of_a_conjugate_aware_cut_is_what_is_marked(self):
+        seen = dataclasses.replace(record("ssm", "cut", 8, 3), hankel_singular_values=np.logspace(0, -2, 16), order=5)
+        axes = Figure().add_subplot()
+        plot_spectra(History({"ssm": 8}, (Event(1, 1, (seen,), 0.0),), 10, 5), axes)
+        assert [len(line.get_xydata()) for line in axes.get_lines()] == [16, 5, 1]
+
+    def test_zeros_and_rounding_are_left_out_of_a_logarithmic_axis(self):
+        values = np.array([1.0, 1e-3, 1e-20, 0.0])
+        seen = dataclasses.replace(record("ssm", "unchanged", 4, 4), hankel_singular_values=values)
+        axes = Figure().add_subplot()
+        plot_spectra(History({"ssm": 4}, (Event(1, 1, (seen,), 0.0),), 10, 5), axes)
+        np.testing.assert_array_equal(axes.get_lines()[0].get_ydata(), [1.0, 1e-3, np.nan, np.nan])
+
+    def test_a_batch_of_systems_shows_its_envelope(self):
+        values = np.array([[3.0, 1.0], [2.0, 1.5]])
+        seen = dataclasses.replace(record("ssm", "unchanged", 2, 2), hankel_singular_values=values)
+        axes = Figure().add_subplot()
+        plot_spectra(History({"ssm": 2}, (Event(1, 1, (seen,), 0.0),), 10, 5), axes)
+        assert axes.get_lines()[0].get_ydata().tolist() == [3.0, 1.5]
+
+    @pytest.mark.parametrize("layer", [None, "head"])
+    def test_which_layer(self, history, layer):
+        with pytest.raises(hsv.HsvError, match=r"`layer` must be one of \['blocks.0', '<b>'\]"):
+            plot_spectra(history, Figure().add_subplot(), layer=layer)
+
+    def test_before_any_attempt(self):
+        axes = Figure().add_subplot()
+        plot_spectra(empty(), axes)
+        plot_states(empty(), axes)
+        assert [text.get_text() for text in axes.texts] == ["no attempt yet"]
+
+    def test_svg_is_the_same_every_time_and_has_ids_of_its_own(self, history):
+        def draw(prefix):
+            figure = Figure()
+            plot_states(history, figure.add_subplot())
+            return figure_to_svg(figure, prefix=prefix)
+
+        assert draw("a") == draw("a")
+        ids = set(re.findall(r'id="([^"]*)"', draw("a")))
+        assert ids
+        assert not ids & set(re.findall(r'id="([^"]*)"', draw("b")))
+        used = set(re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', draw("a")))
+        assert {a or b for a, b in used} <= ids
+
+
+class Checker(HTMLParser):
+    """Collects what a page asks for, and whether its tags close."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.links, self.text = [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in ("meta", "br", "link", "img", "use", "path"):
+            self.open.append(tag)
+        self.links += [value for name, value in attributes if name in ("src", "href") or name.endswith(":href")]
+        assert tag not in ("script", "link", "img", "b")
+
+    def handle_endtag(self, tag):
+        if tag not in ("use", "path"):
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+class TestHtml:
+    def test_is_whole_and_asks_for_nothing(self, history):
+        page = Checker(to_html(history, title="A & B"))
+        assert page.open == []
+        assert all(link.startswith("#") for link in page.links)
+        text = " ".join(page.text)
+        assert "A & B" in text
+        assert not re.search(r"@import|url\((?!#)", to_html(history))
+
+    def test_tells_refusals_and_undone_cuts(self, history):
+        text = " ".join(Checker(to_html(history)).text)
+        for expected in (
+            "the metric fell from 0.9 to 0.5",
+            "condition 1e9 is above the limit",
+            "0.9 → 0.5",
+            "2 layers, 64 states at first, 26 after 90 of 100 steps and 3 attempts",
+            "undone by the guard: 1",
+            "0.3 (0.7)",
+        ):
+            assert expected in text
+
+    def test_tells_the_time(self, history):
+        text = " ".join(Checker(to_html(history)).text)
+        assert "a step before attempt 1 24 0.01 a step before attempt 2 24 0.005" in text
+        assert "a step after the last attempt 10 0.003" in text
+        assert "all measuring and cutting 0.06" in " ".join(text.split())
+
+    def test_follows_the_readers_colours_and_screen(self, history):
+        page = to_html(history)
+        assert "prefers-color-scheme: dark" in page
+        assert 'name="viewport"' in page
+        assert "currentColor" in page
+        assert "#010203" not in page
+
+    def test_of_an_empty_history(self):
+        assert "no attempt yet" in to_html(empty())
+
+    def test_written_to_a_file(self, history, tmp_path):
+        write_html(history, tmp_path / "report.html")
+        assert (tmp_path / "report.html").read_text(encoding="utf-8") == to_html(history)
+
+
+def test_table_for_the_terminal(history):
+    from rich.console import Console
+
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(events_table(history))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    for expected in (
+        "undone",
+        "refused",
+        "32 → 20",
+        "0.9 → 0.5",
+        "attempt 2, <b>: condition 1e9 is above the limit [1, 1e6]",
+    ):
+        assert expected in text
+
+
+@pytest.mark.parametrize(("package", "function"), [("matplotlib", to_html), ("rich", events_table)])
+def test_a_missing_package_is_named(history, monkeypatch, package, function):
+    original = builtins.__import__
+
+    def importing(name, *arguments, **options):
+        if name.partition(".")[0] == package:
+            raise ImportError(name)
+        return original(name, *arguments, **options)
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(builtins, "__import__", importing)
+    with pytest.raises(hsv.MissingBackendError, match=f"pip install {package}"):
+        function(history)
