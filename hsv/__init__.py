@@ -17,6 +17,7 @@ from hsv._lyapunov import solve_continuous_lyapunov, solve_discrete_lyapunov, so
 from hsv._norms import h2_norm, hankel_norm, hinf_error, hinf_norm
 from hsv._order import ErrorBound, HankelEnergy, HankelSum, Order, Rule, Threshold
 from hsv._reduction import Reduction, balance, balanced_truncation
+from hsv._split import split_unstable
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, diagonalize, real_part
 from hsv.interop import from_control, to_control
 
@@ -60,5 +61,6 @@ __all__ = [
     "solve_discrete_lyapunov",
     "solve_lyapunov_factored",
     "solve_sylvester",
+    "split_unstable",
     "to_control",
 ]

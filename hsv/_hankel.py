@@ -67,7 +67,9 @@ def singular_values(factors: Factors) -> Array:
 def gramian_factors(sys: LinearSystem) -> Factors:
     """Return the factors of both Gramians; real ones wherever the system is real in some known coordinates."""
     if isinstance(sys, StateSpace):
-        return Factors(*solve_lyapunov_factored_pair(widen(sys.A), widen(sys.B), widen(sys.C), discrete=sys.is_discrete))
+        return Factors(
+            *solve_lyapunov_factored_pair(widen(sys.A), widen(sys.B), widen(sys.C), discrete=sys.is_discrete)
+        )
     factors = Factors(factor(sys), factor(dual(sys)))
     if isinstance(sys, DiagonalStateSpace) and sys._conjugate_pairs:
         return Factors(*(_real_factor(L) for L in factors))

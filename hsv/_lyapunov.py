@@ -204,8 +204,7 @@ def solve_lyapunov_factored(a: Array, b: Array, *, discrete: bool) -> Array:
     ShapeError, DtypeError, NonFiniteError
         The arrays do not fit together, are no numbers, or contain NaN or infinity.
     UnstableSystemError
-        An eigenvalue of ``a`` has modulus >= 1 (discrete) or real part >= 0 (continuous). Exempt are states that are not there in
-        continuous time: zero in row and column of ``a`` and in the row of ``b``, as padding leaves them; their rows of ``L`` are zero.
+        An eigenvalue of ``a`` has modulus >= 1 (discrete) or real part >= 0 (continuous).
 
     Notes
     -----
@@ -325,16 +324,12 @@ def _discrete_lyapunov(a: Matrix, q: Matrix) -> Matrix:
 
 
 def _factored(a: Matrix, b: Matrix, *, discrete: bool) -> Matrix:
-    if not discrete:
-        a = _without_padding(a, np.any(b, axis=-1))
     s, z = schur_form(a)
     check_stable(_diagonal(s), discrete=discrete)
     return _factor_from_schur_form(s, z, a, b, discrete=discrete)
 
 
 def _factored_pair(a: Matrix, b: Matrix, c: Matrix, *, discrete: bool) -> tuple[Matrix, Matrix]:
-    if not discrete:
-        a = _without_padding(a, np.any(b, axis=-1) | np.any(c, axis=-2))
     s, z = schur_form(a)
     check_stable(_diagonal(s), discrete=discrete)
     # a^H = z s^H z^H, and s^H is upper triangular once the order of its rows and columns is turned round.
@@ -366,17 +361,6 @@ def _real_factor(factor: Matrix) -> Matrix:
         return np.ascontiguousarray(factor.real)
     both = np.concatenate([factor.real, factor.imag], axis=-1)
     return np.swapaxes(np.asarray(np.linalg.qr(np.swapaxes(both, -1, -2), mode="r")), -1, -2)
-
-
-def _without_padding(a: Matrix, connected: np.ndarray) -> Matrix:
-    """Put -1 in place of the pole 0 of states that are not there: no coupling, and not `connected` ``(..., n)`` to the outside."""
-    absent = ~(np.any(a, axis=-1) | np.any(a, axis=-2) | connected)
-    if not np.any(absent):
-        return a
-    a = np.array(np.broadcast_to(a, (*absent.shape, a.shape[-1])))
-    diagonal = np.arange(a.shape[-1])
-    a[..., diagonal, diagonal] -= absent
-    return a
 
 
 def _call_on_batch(kernel: Callable[..., Matrix], *matrices: Matrix) -> Matrix:

@@ -12,7 +12,7 @@ from hsv._array import Array, from_host, namespace, real, round_to, to_host, wid
 from hsv._errors import HsvError, ShapeError
 from hsv._gramians import factor, require_stable
 from hsv._hankel import hankel_singular_values
-from hsv._lyapunov import _without_padding, check_stable, schur_form
+from hsv._lyapunov import check_stable, schur_form
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace
 
 
@@ -334,8 +334,6 @@ class _Difference:
                 continue
             assert isinstance(s, StateSpace)
             A = flat(s.A)
-            if not s.is_discrete:
-                A = _without_padding(A, np.any(B, axis=-1) | np.any(C, axis=-2))
             A, B, C = (A.swapaxes(-1, -2), C.swapaxes(-1, -2), B.swapaxes(-1, -2)) if swap else (A, B, C)
             triangle, z = schur_form(A)
             poles = np.diagonal(triangle, axis1=-2, axis2=-1).reshape(*batch, s.n_states)

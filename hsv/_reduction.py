@@ -11,6 +11,7 @@ from hsv._array import (
     Array,
     conjugate_transpose,
     device,
+    eye,
     from_host,
     namespace,
     real,
@@ -34,8 +35,8 @@ class Reduction:
     Attributes
     ----------
     system : StateSpace
-        The reduced system. In a batch it has ``max(orders)`` states; shorter systems are padded with poles at 0 and zero rows and
-        columns of ``B`` and ``C`` (:meth:`select` strips them).
+        The reduced system. In a batch it has ``max(orders)`` states; shorter systems are padded with states that nothing enters or
+        leaves: zero rows and columns of ``B`` and ``C``, poles at 0 (discrete) or -1 (continuous). :meth:`select` strips them.
     orders : array
         Kept states of each system, shape ``(...)``, integers.
     hankel_singular_values : array
@@ -44,7 +45,7 @@ class Reduction:
         Upper bound of the H-infinity norm of the error, shape ``(...)``; None where theory has none. It covers the truncation and the rounding of
         the singular values, not the rounding of the reduced matrices to the input's precision.
     left, right : array or None
-        ``(..., n, r)`` with ``left^H right = I`` and ``A_r = left^H A right``, ``B_r = left^H B``, ``C_r = C right``.
+        ``(..., n, r)`` with ``left^H right = I`` and ``A_r = left^H A right``, ``B_r = left^H B``, ``C_r = C right``; zero in the padding.
     notes : tuple of str
         What a careful user should know: an order that was capped, a cut inside a cluster of equal values.
     """
@@ -159,7 +160,7 @@ def balanced_truncation(sys: LinearSystem, rule: Rule | int) -> Reduction:
     left = (factors.observability @ U[..., :, :r]) * root[..., None, :]
     left = _make_biorthogonal(left, right, keep)
 
-    reduced = _project(sys, left, right)
+    reduced = _project(sys, left, right, keep)
     if isinstance(sys, DiagonalStateSpace) and sys._conjugate_pairs:
         left, right = from_real_coordinates(left), from_real_coordinates(right)
     bound = _error_bound(sigma_host, orders)
@@ -242,7 +243,7 @@ def _make_biorthogonal(left: Array, right: Array, keep: Array) -> Array:
     return left @ conjugate_transpose(xp.linalg.inv(gram + padding))
 
 
-def _project(sys: LinearSystem, left: Array, right: Array) -> StateSpace:
+def _project(sys: LinearSystem, left: Array, right: Array, keep: Array) -> StateSpace:
     if isinstance(sys, DiagonalStateSpace) and sys._conjugate_pairs:
         sys = sys.to_dense()
     B, C = widen(sys.B), widen(sys.C)
@@ -252,7 +253,10 @@ def _project(sys: LinearSystem, left: Array, right: Array) -> StateSpace:
     else:
         assert isinstance(sys, StateSpace)
         image = widen(sys.A) @ right
-    A, B, C = (round_to(x, sys.B) for x in (left_h @ image, left_h @ B, C @ right))
+    A = left_h @ image
+    if not sys.is_discrete:  # padding at 0 would be an integrator, with an infinite gain at w = 0
+        A = A - (1 - keep)[..., None, :] * eye(left.shape[-1], A)
+    A, B, C = (round_to(x, sys.B) for x in (A, left_h @ B, C @ right))
     return StateSpace(A, B, C, sys.D, dt=sys.dt)
 
 
@@ -276,9 +280,6 @@ def _round_up(bound: Array, sys: LinearSystem) -> Array:
 def _check_stability(reduced: StateSpace, sigma: np.ndarray, orders: np.ndarray) -> None:
     """The promise of balanced truncation, checked on the rounded result."""
     margin = to_host(stability_margin(reduced))
-    if margin.size and not reduced.is_discrete:  # padding has poles at 0
-        padding = reduced.n_states - np.maximum(orders, 0)
-        margin = np.where(np.arange(reduced.n_states) < padding[..., None], np.inf, np.sort(margin, axis=-1))
     if np.all(margin > 0):
         return
     index = np.unravel_index(int(np.argmin(margin)), margin.shape)[:-1]

@@ -14,6 +14,7 @@ from hsv._array import (
     dtype_name,
     eye,
     imag,
+    is_array,
     is_complex,
     namespace,
     on_host,
@@ -22,6 +23,7 @@ from hsv._array import (
     require_square,
     round_to,
     to_complex,
+    to_host,
     widen,
     zeros,
 )
@@ -513,6 +515,8 @@ def _same_dtype(a: Array, b: Array) -> list[Array]:
 def _contour(sys: LinearSystem, w: Any) -> Array:
     """``exp(i w dt)`` in discrete time, ``i w`` in continuous time, in double precision."""
     xp = namespace(sys.B)
+    if is_array(w) and not isinstance(w, type(sys.B)):  # frequencies are mostly NumPy's, whatever the system's library
+        w = to_host(w)[...].tolist()
     w = as_arrays(("like", "w"), (real(sys.B), w))[1]
     if is_complex(w):
         raise DtypeError("w must be real frequencies, got complex numbers; pass the imaginary part")

@@ -94,7 +94,9 @@ def heat_equation_hankel_values(n: int, bits: int = 500) -> np.ndarray:
         c = [length * ((2 * n // 3 + 1) * k * step).sin() for k in modes]
 
         def gramian(g: list[flint.arb]) -> flint.acb_mat:
-            return flint.acb_mat([[flint.acb(-g[i] * g[j] / (poles[i] + poles[j])) for j in range(n)] for i in range(n)])
+            return flint.acb_mat(
+                [[flint.acb(-g[i] * g[j] / (poles[i] + poles[j])) for j in range(n)] for i in range(n)]
+            )
 
         return _values(gramian(b), gramian(c))
     finally:

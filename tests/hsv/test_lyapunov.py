@@ -274,15 +274,6 @@ class TestSpecialMatrices:
         plain = hsv.solve_lyapunov_factored(sys.A, np.ones((5, 1)), discrete=discrete)
         np.testing.assert_allclose(smallest * 2.0**1000 * 2.0**60, plain, atol=1e-3)
 
-    def test_padding_has_no_part_in_continuous_time(self):
-        a, b = np.zeros((2, 3, 3)), np.zeros((2, 3, 1))
-        a[:, 0, 0], b[:, 0] = -2.0, 6.0
-        a[1, 1, 1], b[1, 1] = -1.0, 1.0
-        factor = hsv.solve_lyapunov_factored(a, b, discrete=False)
-        p = factor @ adjoint(factor)
-        np.testing.assert_allclose(p[0], np.diag([9.0, 0.0, 0.0]))
-        np.testing.assert_allclose(p[1], [[9.0, 2.0, 0.0], [2.0, 0.5, 0.0], [0.0, 0.0, 0.0]])
-
     @given(**shapes, **kinds)
     def test_hermitian_right_hand_side_gives_an_exactly_hermitian_solution(self, n, batch, complex_a, complex_q, seed):
         rng = np.random.default_rng(seed)

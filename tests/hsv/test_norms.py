@@ -198,11 +198,17 @@ class TestError:
         )
         np.testing.assert_allclose(error, dense, rtol=1e-7)
 
-    def test_padding_of_a_batch_does_no_harm_in_continuous_time(self):
-        A = np.zeros((2, 2, 2))
-        A[:, 0, 0], A[1, 1, 1] = -1.0, -2.0
-        B, C = np.array([[[1.0], [0.0]], [[1.0], [1.0]]]), np.array([[[1.0, 0.0]], [[1.0, 2.0]]])
-        np.testing.assert_allclose(hsv.hinf_norm(hsv.StateSpace(A, B, C, dt=0)), [1.0, 2.0])
+    def test_padding_of_a_batch_does_no_harm(self, rng):
+        for dt in (0, True):
+            poles = np.array([[-0.5, -0.6], [-0.1, -0.9]])
+            B, C = np.array([[[1.0], [0.0]], [[1.0], [1.0]]]), np.ones((1, 2))
+            sys = hsv.DiagonalStateSpace(poles, B, C, dt=dt)
+            reduced = hsv.balanced_truncation(sys, hsv.Threshold(1e-6))
+            assert reduced.orders.tolist() == [1, 2]
+            for padded in (reduced.system, hsv.diagonalize(reduced.system)[0]):
+                for norm in (hsv.hinf_norm, hsv.h2_norm, hsv.hankel_norm):
+                    np.testing.assert_allclose(norm(padded), norm(sys), rtol=1e-9)
+                np.testing.assert_allclose(hsv.hinf_error(sys, padded), 0, atol=1e-12)
 
     def test_systems_that_do_not_fit_are_refused(self):
         sys = one_pole(0.5, dt=True)
