@@ -331,13 +331,12 @@ class InTrainingCompressor:
         timed = self._clock.read()
         random_state = RandomState.take()
         self._attempts_made += 1
-        left = dict(self._systems)
         records, plans = self._measure()
         event = Event(
             self._attempts_made, self._steps, tuple(records.values()), 0.0, steps_timed=timed[0], step_seconds=timed[1]
         )
         if plans:
-            event = self._cut(event, records, plans, random_state, left)
+            event = self._cut(event, records, plans, random_state)
         else:
             random_state.restore()
         seconds = time.perf_counter() - started - event.evaluation_seconds
@@ -387,7 +386,6 @@ class InTrainingCompressor:
         records: dict[str, LayerRecord],
         plans: dict[str, PlannedCut],
         random_state: RandomState,
-        left: dict[str, tuple[int, hsv.DiagonalStateSpace]],
     ) -> Event:
         if self.guard is None:
             replaced = apply_cuts(self.model, plans, optimizer=self.optimizer, moments=self.moments)
@@ -421,7 +419,6 @@ class InTrainingCompressor:
             random_state.restore()
         except BaseException:
             snapshot.restore()
-            self._systems = left
             raise
         self._remember_systems(plans)
         return event

@@ -383,7 +383,6 @@ class Training:
     def run(self, until=30):
         while self.steps() < until:
             number = self.loader.next()
-            self.model.train()
             x, y = batch(number)
             x = x + 0.01 * torch.randn(x.shape, generator=self.generator) + random.random() + np.random.random()
             self.optimizer.zero_grad()
@@ -520,6 +519,38 @@ class TestRollback:
         training.compressor.rule = hsv.Order(16)
         training.run()
         assert [event.metric_before for event in training.events] == [None, None]
+
+
+class TestDriftWithoutTraining:
+    """Drift leaves out the cut itself, so without training between the attempts there is none."""
+
+    @pytest.mark.parametrize("after_steps", [0, 2])
+    @pytest.mark.parametrize("metric", [None, 0.9, 0.1], ids=["no guard", "stays", "undone"])
+    def test_is_zero(self, metric, after_steps):
+        metrics = iter([0.9, metric] * 2)
+        guard = metric and Rollback(lambda: next(metrics), max_drop=0.0, after_steps=after_steps)
+        _, _, compressor = make(guard=guard, state={"loader": Loader()}, rule=hsv.HankelSum(discard=0.3))
+        while not compressor.done:
+            compressor.step()
+        first, second = compressor.history.events
+        for record, earlier in zip(second.layers, first.layers, strict=True):
+            assert earlier.n_states_chosen < 16
+            assert record.drift.since_step == 6
+            top = record.hankel_singular_values[0]
+            # The difference of two equal systems is not exactly zero once its Gramian is factored.
+            assert record.drift.largest_change < 1e-10 * top
+            assert record.drift.bound < 1e-6 * top
+
+    def test_resumes(self):
+        _, _, compressor = make()
+        for _ in range(8):
+            compressor.step()
+        other = make()[2]
+        other.load_state_dict(compressor.state_dict())
+        other.model.load_state_dict(compressor.model.state_dict())
+        while not other.done:
+            other.step()
+        assert all(record.drift.bound < 1e-6 for record in other.history.events[1].layers)
 
 
 class TestLaterDecision:
