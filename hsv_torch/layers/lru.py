@@ -163,7 +163,7 @@ class LRU(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             log_poles, B, C = self._system()
             y = diagonal_state_space(x, log_poles, B, C, mode=self.chosen_mode(batch, length))
-            return y + self.D * x
+            return torch.addcmul(y, self.D, x)
 
     def initial_state(self, batch: int) -> Tensor:
         """Return the state before the first step: zeros, ``(batch, n_states)``, complex."""

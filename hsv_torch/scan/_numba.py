@@ -20,24 +20,25 @@ from numba.extending import intrinsic, register_model
 
 N_BYTES = 64  # of a vector
 GROUP = 8  # channels whose coefficients (real and imaginary) fill half of 32 vector registers
-CHUNK = 16  # steps; the inputs and outputs of one group over a chunk fill half of a 32 KiB cache
+CHUNK = 24
 
 _kernel = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 
 class Vector(types.Type):
-    """As many numbers of one dtype as fill a vector register."""
+    """As many numbers of one dtype as fill a vector register; complex ones with real and imaginary parts in turn."""
 
-    def __init__(self, dtype: types.Float) -> None:
+    def __init__(self, dtype):
         self.dtype = dtype
-        self.lanes = N_BYTES * 8 // dtype.bitwidth
-        super().__init__(name=f"Vector({dtype}, {self.lanes})")
+        self.part = getattr(dtype, "underlying_float", dtype)
+        self.lanes = N_BYTES * 8 // self.part.bitwidth  # real numbers
+        super().__init__(name=f"Vector({dtype})")
 
 
 @register_model(Vector)
 class _VectorModel(PrimitiveModel):
-    def __init__(self, dmm, fe_type: Vector) -> None:
-        super().__init__(dmm, fe_type, ir.VectorType(dmm.lookup(fe_type.dtype).get_value_type(), fe_type.lanes))
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, ir.VectorType(dmm.lookup(fe_type.part).get_value_type(), fe_type.lanes))
 
 
 def _element(context, builder, signature, args) -> ir.Value:
@@ -103,6 +104,19 @@ def store(typingctx, array, index, vector):
 
 
 @intrinsic
+def stream(typingctx, array, index, vector):
+    """``store`` that goes past the caches; the address must be a multiple of the vector's size."""
+
+    def codegen(context, builder, signature, args):
+        pointer = builder.bitcast(_element(context, builder, signature, args), ir.PointerType(args[2].type))
+        instruction = builder.store(args[2], pointer, align=N_BYTES)
+        instruction.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return types.void(array, index, vector), codegen
+
+
+@intrinsic
 def multiply_add(typingctx, a, b, c):
     """``a b + c``, rounded once."""
 
@@ -110,6 +124,65 @@ def multiply_add(typingctx, a, b, c):
         return _fma(builder, *args)
 
     return a(a, b, c), codegen
+
+
+def _shuffle(builder, a, b, indices) -> ir.Value:
+    """The lanes ``indices`` of ``a`` followed by ``b``."""
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(indices)), list(indices)))
+
+
+def _product_add(builder, vector, a, b, c, sign: float) -> ir.Value:
+    """``a b + c``, or ``conj(a) b + c`` with sign -1. For complex numbers: Re(a) b + Im(a) (i b)."""
+    if vector.part is vector.dtype:
+        return _fma(builder, a, b, c)
+    lanes = range(vector.lanes)
+    signs = ir.Constant(a.type, [-sign if k % 2 == 0 else sign for k in lanes])
+    re, im = (
+        _shuffle(builder, a, a, [k - k % 2 for k in lanes]),
+        _shuffle(builder, a, a, [k - k % 2 + 1 for k in lanes]),
+    )
+    swapped = _shuffle(builder, b, b, [k + 1 - 2 * (k % 2) for k in lanes])
+    return _fma(builder, re, b, _fma(builder, builder.fmul(im, signs), swapped, c))
+
+
+@intrinsic
+def product_add(typingctx, a, b, c):
+    """``a b + c``, real or complex."""
+
+    def codegen(context, builder, signature, args):
+        return _product_add(builder, a, *args, sign=1.0)
+
+    return a(a, b, c), codegen
+
+
+@intrinsic
+def conj_product_add(typingctx, a, b, c):
+    """``conj(a) b + c``, real or complex."""
+
+    def codegen(context, builder, signature, args):
+        return _product_add(builder, a, *args, sign=-1.0)
+
+    return a(a, b, c), codegen
+
+
+@intrinsic
+def zero(typingctx, like):
+    """A vector of zeros."""
+
+    def codegen(context, builder, signature, args):
+        return ir.Constant(args[0].type, None)
+
+    return like(like), codegen
+
+
+@intrinsic
+def add(typingctx, a, b):
+    """``a + b``."""
+
+    def codegen(context, builder, signature, args):
+        return builder.fadd(*args)
+
+    return a(a, b), codegen
 
 
 @intrinsic
@@ -199,24 +272,69 @@ def _aligned(size, like):
     return raw[start : start + size]
 
 
+@intrinsic
+def transpose(typingctx, source, at, stride, target, to, to_stride):
+    """``target[to + k to_stride + j] = source[at + j stride + k]`` for all ``j`` and ``k`` below the number of lanes."""
+
+    def codegen(context, builder, signature, args):
+        lanes = Vector(source.dtype).lanes
+        vector_type = context.get_value_type(Vector(source.dtype))
+
+        def pointer(array_type, array, index, step, k):
+            data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
+            index = builder.add(index, builder.mul(step, ir.Constant(ir.IntType(64), k)))
+            return builder.bitcast(builder.gep(data, [index]), ir.PointerType(vector_type))
+
+        rows = [builder.load(pointer(source, args[0], args[1], args[2], k), align=4) for k in range(lanes)]
+        for _ in range(
+            lanes.bit_length() - 1
+        ):  # each pass rotates the bits of (row, lane) by one; half of them swap the two
+            pairs = zip(rows[: lanes // 2], rows[lanes // 2 :], strict=True)
+            halves = (range(lanes // 2), range(lanes // 2, lanes))
+            rows = [
+                _shuffle(builder, a, b, [k + from_b for k in half for from_b in (0, lanes)])
+                for a, b in pairs
+                for half in halves
+            ]
+        for k, row in enumerate(rows):
+            builder.store(row, pointer(target, args[3], args[4], args[5], k), align=4)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, types.intp, target, types.intp, types.intp), codegen
+
+
 @_kernel
 def _gather(x, first, start, stop, n_rows, rows):
     """Steps ``start`` to ``stop`` of the sequences from ``first`` on, as rows (step, channel) with a sequence in each lane."""
     lanes = N_BYTES // x.itemsize
-    for lane in range(min(lanes, x.shape[0] - first)):
-        for t in range(start, stop):
-            for h in range(x.shape[2]):
-                rows[((t - start) * n_rows + h) * lanes + lane] = x[first + lane, t, h]
+    batch, length, n_channels = x.shape
+    done = 0
+    if n_channels == n_rows and first + lanes <= batch:
+        flat = x.ravel()
+        done = (stop - start) * n_rows // lanes * lanes
+        for k in range(0, done, lanes):
+            transpose(flat, (first * length + start) * n_rows + k, length * n_rows, rows, k * lanes, lanes)
+    for lane in range(min(lanes, batch - first)):
+        for k in range(done // n_rows, stop - start):
+            for h in range(n_channels):
+                rows[(k * n_rows + h) * lanes + lane] = x[first + lane, start + k, h]
 
 
 @_kernel
 def _scatter(rows, first, start, stop, n_rows, x):
     """The inverse of ``_gather``."""
     lanes = N_BYTES // x.itemsize
-    for lane in range(min(lanes, x.shape[0] - first)):
-        for t in range(start, stop):
-            for h in range(x.shape[2]):
-                x[first + lane, t, h] = rows[((t - start) * n_rows + h) * lanes + lane]
+    batch, length, n_channels = x.shape
+    done = 0
+    if n_channels == n_rows and first + lanes <= batch:
+        flat = x.ravel()
+        done = (stop - start) * n_rows // lanes * lanes
+        for k in range(0, done, lanes):
+            transpose(rows, k * lanes, lanes, flat, (first * length + start) * n_rows + k, length * n_rows)
+    for lane in range(min(lanes, batch - first)):
+        for k in range(done // n_rows, stop - start):
+            for h in range(n_channels):
+                x[first + lane, start + k, h] = rows[(k * n_rows + h) * lanes + lane]
 
 
 @_kernel
@@ -472,42 +590,76 @@ def diagonal_backward(
 
 
 @_kernel
-def linear_forward(first, last, n_blocks, a, u, initial, h):
+def _columns(block, n_blocks, n, width):
+    """States of a block, and where its last whole vector ends."""
+    vectors = n // width
+    low, high = block * vectors // n_blocks * width, (block + 1) * vectors // n_blocks * width
+    return low, high, n if block + 1 == n_blocks else high
+
+
+@_kernel
+def linear_forward(first, last, n_blocks, past_caches, a, u, initial, h):
     """Tasks ``first`` to ``last`` of ``h[b, t] = a[b, t] h[b, t-1] + u[b, t]``; a task is a sequence and one of ``n_blocks`` of states.
 
     ``a (1 or batch, 1 or length, n)``; ``initial (batch, n)``; the rest ``(batch, length, n)``.
     """
     _, length, n = u.shape
+    width = N_BYTES // u.itemsize
+    a_flat, u_flat, h_flat = a.ravel(), u.ravel(), h.ravel()
+    state = _aligned(n, u)
     for task in range(first, last):
-        b, block = task // n_blocks, task % n_blocks
-        columns = slice(block * n // n_blocks, (block + 1) * n // n_blocks)
-        before = initial[b, columns]
+        b = task // n_blocks
+        low, middle, high = _columns(task % n_blocks, n_blocks, n, width)
+        state[low:high] = initial[b, low:high]
         for t in range(length):
-            pole, drive, now = a[b % a.shape[0], t % a.shape[1], columns], u[b, t, columns], h[b, t, columns]
-            for i in range(now.size):
-                now[i] = pole[i] * before[i] + drive[i]
-            before = now
+            at = (b * length + t) * n
+            pole = (b % a.shape[0] * a.shape[1] + t % a.shape[1]) * n
+            if past_caches:
+                for i in range(low, middle, width):
+                    now = product_add(load(a_flat, pole + i), load(state, i), load(u_flat, at + i))
+                    store(state, i, now)
+                    stream(h_flat, at + i, now)
+            else:
+                for i in range(low, middle, width):
+                    now = product_add(load(a_flat, pole + i), load(state, i), load(u_flat, at + i))
+                    store(state, i, now)
+                    store(h_flat, at + i, now)
+            for i in range(middle, high):
+                state[i] = a_flat[pole + i] * state[i] + u_flat[at + i]
+                h_flat[at + i] = state[i]
 
 
 @_kernel
-def linear_backward(first, last, n_blocks, a, h, initial, dh, du, da, d_initial):
+def linear_backward(first, last, n_blocks, past_caches, a, h, initial, dh, du, da, d_initial):
     """Gradients of ``linear_forward``: ``g[t] = dh[t] + conj(a[t+1]) g[t+1]``, ``du = g``, ``da[t] = g[t] conj(h[t-1])``.
 
-    ``da (batch, 1 or length, n)``: summed over time where it has one step.
+    ``da (batch, 1 or length, n)``: summed over time where it has one step; it comes as zeros.
     """
     _, length, n = h.shape
+    width = N_BYTES // h.itemsize
+    a_flat, h_flat, dh_flat, du_flat, da_flat = a.ravel(), h.ravel(), dh.ravel(), du.ravel(), da.ravel()
+    initial_flat = initial.ravel()
+    carry = _aligned(n, h)  # conj(a[t+1]) g[t+1]
     for task in range(first, last):
-        b, block = task // n_blocks, task % n_blocks
-        columns = slice(block * n // n_blocks, (block + 1) * n // n_blocks)
-        carry = d_initial[b, columns]
-        carry[:] = 0
-        da[b, :, columns] = 0
+        b = task // n_blocks
+        low, middle, high = _columns(task % n_blocks, n_blocks, n, width)
+        carry[low:high] = 0
         for t in range(length - 1, -1, -1):
-            pole, slope = a[b % a.shape[0], t % a.shape[1], columns], da[b, t % da.shape[1], columns]
-            given, g = dh[b, t, columns], du[b, t, columns]
-            before = h[b, t - 1, columns] if t > 0 else initial[b, columns]
-            for i in range(g.size):
-                total = given[i] + carry[i]
-                g[i] = total
-                slope[i] += total * np.conj(before[i])
-                carry[i] = np.conj(pole[i]) * total
+            at = (b * length + t) * n
+            pole = (b % a.shape[0] * a.shape[1] + t % a.shape[1]) * n
+            slope = (b * da.shape[1] + t % da.shape[1]) * n
+            before, previous = (h_flat, at - n) if t > 0 else (initial_flat, b * n)
+            for i in range(low, middle, width):
+                g = add(load(dh_flat, at + i), load(carry, i))
+                if past_caches:
+                    stream(du_flat, at + i, g)
+                else:
+                    store(du_flat, at + i, g)
+                store(da_flat, slope + i, conj_product_add(load(before, previous + i), g, load(da_flat, slope + i)))
+                store(carry, i, conj_product_add(load(a_flat, pole + i), g, zero(g)))
+            for i in range(middle, high):
+                g = dh_flat[at + i] + carry[i]
+                du_flat[at + i] = g
+                da_flat[slope + i] += g * np.conj(before[previous + i])
+                carry[i] = np.conj(a_flat[pole + i]) * g
+        d_initial[b, low:high] = carry[low:high]

@@ -10,7 +10,7 @@ from hsv_torch.scan import _threads
 
 # The tiling of the kernels, needed here for shapes while tracing, when Numba should stay out; a test compares them.
 N_BYTES = 64
-CHUNK = 16
+CHUNK = 24
 
 _REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 _COMPLEX = {real: cplx for cplx, real in _REAL.items()}
@@ -46,6 +46,12 @@ def _blocks(batch: int, n: int) -> int:
     return 1 if batch >= torch.get_num_threads() else max(1, n // 64)
 
 
+def _past_caches(h: Tensor) -> bool:
+    """Whether a result is too large for caches, so that it is written without being read first, and aligned, as that needs."""
+    row = h.shape[2] * h.element_size()
+    return h.numel() * h.element_size() > 2**25 and row % N_BYTES == 0 and h.data_ptr() % N_BYTES == 0
+
+
 @torch.library.custom_op("hsv_torch::linear_scan", mutates_args=(), device_types="cpu")
 def linear_scan(a: Tensor, u: Tensor, initial: Tensor) -> Tensor:
     """``a (1 or batch, 1 or length, n)``, ``u (batch, length, n)``, ``initial (batch, n)``, all of one dtype."""
@@ -53,7 +59,7 @@ def linear_scan(a: Tensor, u: Tensor, initial: Tensor) -> Tensor:
     if h.numel():
         batch, _, n = u.shape
         blocks = _blocks(batch, n)
-        arguments = blocks, _array(a), _array(u), _array(initial), h.numpy()
+        arguments = blocks, _past_caches(h), _array(a), _array(u), _array(initial), h.numpy()
         _threads.run(_kernels().linear_forward, batch * blocks, *arguments, operations=4 * u.numel())
     return h
 
@@ -73,7 +79,9 @@ def linear_scan_backward(a: Tensor, h: Tensor, initial: Tensor, dh: Tensor) -> t
     if h.numel():
         blocks = _blocks(batch, n)
         arguments = _array(a), _array(h), _array(initial), _array(dh), du.numpy(), da.numpy(), d_initial.numpy()
-        _threads.run(_kernels().linear_backward, batch * blocks, blocks, *arguments, operations=8 * h.numel())
+        _threads.run(
+            _kernels().linear_backward, batch * blocks, blocks, _past_caches(h), *arguments, operations=8 * h.numel()
+        )
     if a.shape[0] == 1:
         da = da.sum(0, keepdim=True)
     return da.sum_to_size(a.shape) if da.numel() else torch.zeros_like(a), du, d_initial
