@@ -15,7 +15,7 @@ from hsv._gramians import controllability_factor, controllability_gramian, obser
 from hsv._hankel import hankel_singular_values
 from hsv._lyapunov import solve_continuous_lyapunov, solve_discrete_lyapunov, solve_lyapunov_factored, solve_sylvester
 from hsv._norms import h2_norm, hankel_norm, hinf_error, hinf_norm
-from hsv._order import ErrorBound, HankelEnergy, HankelSum, Order, Rule, Threshold
+from hsv._order import ErrorBound, HankelEnergy, HankelSum, Order, Rule, Threshold, as_rule
 from hsv._reduction import Reduction, balance, balanced_truncation
 from hsv._split import split_unstable
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, diagonalize, real_part
@@ -43,6 +43,7 @@ __all__ = [
     "StateSpace",
     "Threshold",
     "UnstableSystemError",
+    "as_rule",
     "balance",
     "balanced_truncation",
     "controllability_factor",

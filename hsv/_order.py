@@ -170,6 +170,12 @@ def as_rule(rule: Rule | int) -> Rule:
     ------
     DtypeError
         A float or anything else: is it an order, a share or a bound?
+
+    Examples
+    --------
+    >>> import hsv
+    >>> hsv.as_rule(12)
+    Order(n_states=12)
     """
     if isinstance(rule, Rule):
         return rule

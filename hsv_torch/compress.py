@@ -13,7 +13,6 @@ from torch import nn
 
 import hsv
 from hsv import HsvError
-from hsv._order import as_rule
 from hsv_torch.adapters import Cut, LayerAdapter, adapter_of, compressible_layers
 from hsv_torch.criteria import ComplexHankel, Criterion
 from hsv_torch.history import CompressionReport, LayerRecord
@@ -239,7 +238,7 @@ def compress_(
     started = time.perf_counter()
     chosen = chosen_layers(model, layers)
     check_calibration(chosen, calibration)
-    rule, criterion = as_rule(rule), chosen_criterion(criterion)
+    rule, criterion = hsv.as_rule(rule), chosen_criterion(criterion)
     if optimizer is not None:
         check_optimizer(optimizer, recurrent_parameters(chosen), moments)
     plans: dict[str, PlannedCut] = {}

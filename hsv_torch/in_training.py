@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 import hsv
 from hsv import DtypeError, HsvError
-from hsv._order import as_rule
 from hsv_torch.adapters import adapter_of
 from hsv_torch.checkpoint import layer_sizes, resize_layers
 from hsv_torch.compress import (
@@ -257,7 +256,7 @@ class InTrainingCompressor:
         check_optimizer(optimizer, recurrent_parameters(chosen), moments)
         self.model = model
         self.optimizer = optimizer
-        self.rule = as_rule(rule)
+        self.rule = hsv.as_rule(rule)
         self.schedule = schedule
         self.criterion = chosen_criterion(criterion)
         self.guard = guard
