@@ -359,3 +359,20 @@ class TestParameterGroups:
     def test_no_known_layer(self):
         with pytest.raises(hsv.HsvError, match="no layer that a known adapter serves"):
             parameter_groups(nn.Linear(2, 2), lr=1.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{"capturable": True}, {"fused": True}, {"foreach": True}], ids=str)
+def test_on_a_gpu(options):
+    model = classifier().cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, **options)
+    x, y = torch.randn(5, 12, 1, device="cuda"), torch.randint(3, (5,), device="cuda")
+    for cut in (False, True):
+        if cut:
+            compress_(model, 5, optimizer=optimizer)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    state = optimizer.state[model.blocks[0].ssm.B]
+    assert state["step"] == 2
+    assert state["exp_avg"].device == model.blocks[0].ssm.B.device
