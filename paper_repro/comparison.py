@@ -86,7 +86,7 @@ class ArmFigures:
         share = self.reduction_seconds / self.training_seconds
         return {
             "arm": self.name,
-            "learning rate": _distinct(f"{run.config.learning_rate:g}" for run in self.runs),
+            "rate": _distinct(f"{run.config.learning_rate:g}" for run in self.runs),
             "states a layer": self.states_words(),
             "parameters": _arrow(*parameters),
             "test accuracy": percent_with_spread(self.accuracy) if tested else "not looked at",
@@ -178,23 +178,30 @@ def make_table(arms: Sequence[ArmFigures], title: str) -> Table:
     return table
 
 
-def findings(full: ArmFigures, pairs: Sequence[tuple[ArmFigures, ArmFigures]]) -> list[str]:
-    """Return what the arms show, in sentences: whichever way the figures point.
+def findings(full: ArmFigures, pairs: Sequence[tuple[ArmFigures, ArmFigures]]) -> dict[str, list[str]]:
+    """Return what the arms show, in sentences under headings: whichever way the figures point.
 
     Parameters
     ----------
     full : ArmFigures
-    pairs : sequence of (cut in training, from scratch at that size)
+    pairs : sequence of (cut in training, from scratch at its sizes)
     """
-    sentences = []
-    for cut, scratch in pairs:
-        sentences.append(_against_scratch(cut, scratch))
-        sentences.append(_against_full(cut, full))
-        sentences.append(_cuts_made(cut))
-        sentences.append(_speed(cut))
-    sentences.append(_reduction_share([cut for cut, _ in pairs]))
-    sentences.append(_whole_time(full, [cut for cut, _ in pairs]))
-    return sentences
+    cuts = [cut for cut, _ in pairs]
+    found = {
+        f"Cut {rule_words(cut.config)}: {_mean_states(cut)}": [
+            _against_scratch(cut, scratch),
+            _against_full(cut, full),
+            _cuts_made(cut),
+            _speed(cut),
+        ]
+        for cut, scratch in pairs
+    }
+    found["Time"] = [
+        _reduction_share(cuts),
+        _training_time(full, cuts),
+        _compilation([full, *(arm for pair in pairs for arm in pair)]),
+    ]
+    return found
 
 
 def best_of_words(arm: ArmFigures, count: int = 3) -> str | None:
@@ -209,17 +216,16 @@ def best_of_words(arm: ArmFigures, count: int = 3) -> str | None:
 def _against_scratch(cut: ArmFigures, scratch: ArmFigures) -> str:
     difference = paired_difference(cut.accuracy_by_seed, scratch.accuracy_by_seed)
     return (
-        f"Ending at {_mean_states(cut)}, the models cut in training ({rule_words(cut.config)}) reach "
-        f"{percent_with_spread(cut.accuracy)} on the test set and those trained from scratch at the same sizes "
-        f"{percent_with_spread(scratch.accuracy)}: {_points(difference.mean, 'more', 'less')} for the cut ones, "
-        f"which are ahead in {difference.n_positive} of {len(difference.by_seed)} seeds. {_clearness(difference)}"
+        f"Cut in training {percent_with_spread(cut.accuracy)}, from scratch at the same sizes "
+        f"{percent_with_spread(scratch.accuracy)}: {_points(difference.mean, 'more', 'less')} for the cut models, "
+        f"ahead in {difference.n_positive} of {len(difference.by_seed)} seeds. {_clearness(difference)}"
     )
 
 
 def _against_full(cut: ArmFigures, full: ArmFigures) -> str:
     difference = paired_difference(cut.accuracy_by_seed, full.accuracy_by_seed)
     return (
-        f"Beside the full models ({_mean_states(full)}, {percent_with_spread(full.accuracy)}) they reach "
+        f"Beside the full models, {percent_with_spread(full.accuracy)} with {_mean_states(full)}: "
         f"{_points(difference.mean, 'more', 'less')}. {_clearness(difference)}"
     )
 
@@ -265,9 +271,19 @@ def _reduction_share(cuts: Sequence[ArmFigures]) -> str:
     )
 
 
-def _whole_time(full: ArmFigures, cuts: Sequence[ArmFigures]) -> str:
-    times = [f"{arm.training_seconds / len(arm.runs):.1f} s ({arm.name})" for arm in (full, *cuts)]
-    return f"Training time a run, reductions included: {', '.join(times)}."
+def _training_time(full: ArmFigures, cuts: Sequence[ArmFigures]) -> str:
+    names = ["full", *(f"cut {rule_words(arm.config)}" for arm in cuts)]
+    arms = zip(names, (full, *cuts), strict=True)
+    times = [f"{arm.training_seconds / len(arm.runs):.1f} s ({name})" for name, arm in arms]
+    return f"Training of one model, reductions included: {', '.join(times)}."
+
+
+def _compilation(arms: Sequence[ArmFigures]) -> str:
+    seconds = sum(run.timing.warm_up for arm in arms for run in arm.runs)
+    return (
+        f"Before their first step the runs spent {seconds:.1f} s in all on compiling or loading kernels; that is in none of "
+        "the other times."
+    )
 
 
 def _clearness(difference: PairedDifference) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 
 from paper_repro import provenance
 from paper_repro.comparison import ArmFigures, Outcome, findings, make_arm, make_table
@@ -61,8 +62,13 @@ def run_demo(
     report = directory / "report.html"
     write_report(outcome, report)
     console.print(make_table(outcome.arms, title="Digits as sequences of 64 pixels"))
-    for sentence in sentences(outcome):
-        console.print(f"- {sentence}", highlight=False)
+    for heading, sentences in findings(outcome.full, outcome.pairs).items():
+        console.print(heading, style="bold", highlight=False)
+        for sentence in sentences:
+            console.print(Padding(f"- {sentence}", (0, 0, 0, 2)), highlight=False)
+    for sentence in outcome.choices:
+        console.print(sentence, highlight=False)
+    console.print(f"All {len(outcome.runs)} runs together took {outcome.seconds:.0f} s.", highlight=False)
     console.print(f"Report: {report}   Results: {directory / RESULTS_FILE}", highlight=False, soft_wrap=True)
     return outcome
 
@@ -97,15 +103,6 @@ def compare(results: Mapping[str, RunResult], choices: tuple[str, ...], seconds:
 
     pairs = tuple((arm(preset, "in_training"), arm(preset, "from_scratch")) for preset in PRESETS)
     return Outcome(arm(PRESETS[0], "full"), pairs, choices, seconds)
-
-
-def sentences(outcome: Outcome) -> list[str]:
-    """Return what the demo shows, how the rates were chosen, and how long it took."""
-    return [
-        *findings(outcome.full, outcome.pairs),
-        *outcome.choices,
-        f"All {len(outcome.runs)} runs together took {outcome.seconds:.0f} s.",
-    ]
 
 
 def forget_other_code(directory: Path, *, everything: bool) -> None:

@@ -134,4 +134,6 @@ def _axes() -> tuple[Figure, Axes]:
 
 
 def _legend(axes: Axes) -> None:
-    axes.legend(frameon=False, fontsize=9)
+    lines, names = axes.get_legend_handles_labels()
+    once = dict(zip(names, lines, strict=True))  # several arms of one kind share a name and a colour
+    axes.legend(once.values(), once.keys(), frameon=False, fontsize=9)

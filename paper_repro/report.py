@@ -7,14 +7,20 @@ from pathlib import Path
 import jinja2
 from matplotlib.figure import Figure
 
-from hsv_torch.report import figure_to_svg
+from hsv_torch.report import figure_to_svg, write_html
 from paper_repro import figures
 from paper_repro.comparison import Outcome, findings, rule_words
+from paper_repro.progress import run_name
 from paper_repro.results import RunResult, write_atomically
+
+COMPRESSION_FILE = "compression.html"
 
 
 def write_report(outcome: Outcome, path: Path) -> None:
-    """Write the report of `outcome` to `path`: table, findings, pictures, and where the numbers come from."""
+    """Write the report of `outcome` to `path`: table, findings, pictures, and where the numbers come from.
+
+    Every run that was cut gets the history of its compression as a page in its own folder.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("paper_repro"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
@@ -32,6 +38,10 @@ def write_report(outcome: Outcome, path: Path) -> None:
         ],
     )
     write_atomically(page.encode(), path)
+    for run in outcome.runs:
+        history = run.compression()
+        if history is not None:
+            write_html(history, path.parent / run.run_id / COMPRESSION_FILE, title=run_name(run.config))
 
 
 def _figures(outcome: Outcome, full: RunResult, cut: RunResult) -> list[tuple[str, str, Figure]]:

@@ -65,9 +65,11 @@ class Timing(Record):
     """Seconds of the run.
 
     `step_before` and `step_after` are medians over the optimizer steps taken with the first and with the last size;
-    they are equal where the size never changed. `training` counts optimizer steps and reductions, `wall` everything.
+    they are equal where the size never changed. `training` counts optimizer steps and reductions, `warm_up` what was
+    spent before on compiling or loading kernels, `wall` everything but that.
     """
 
+    warm_up: float
     wall: float
     training: float
     reductions: float

@@ -54,7 +54,7 @@ class Choice(Record):
     """Learning rates chosen on validation data, for one set of other values."""
 
     command: str
-    commit: str | None
+    commit: str | None = None
     seeds: tuple[int, ...]
     settings: dict[str, Any]
     arms: dict[str, ArmChoice]

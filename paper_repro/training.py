@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import shlex
@@ -51,6 +52,7 @@ class Journal:
     """What a run has recorded so far."""
 
     started: str = ""
+    warm_up_seconds: float = 0.0
     commits: list[str | None] = dataclasses.field(default_factory=list)
     code_digests: list[str] = dataclasses.field(default_factory=list)
     wall_seconds: float = 0.0
@@ -140,8 +142,9 @@ class Training:
             torch.cuda.set_rng_state_all([state.cpu() for state in extra["random"]["cuda"]])
         return training
 
-    def begin_session(self) -> None:
-        """Note which code goes on with this run."""
+    def begin_session(self, warm_up_seconds: float) -> None:
+        """Note which code goes on with this run, and what it took to get ready."""
+        self.journal.warm_up_seconds += warm_up_seconds
         self.journal.commits.append(provenance.commit())
         self.journal.code_digests.append(provenance.code_digest())
 
@@ -172,6 +175,7 @@ class Training:
                 command=shlex.join(sys.argv),
             ),
             timing=Timing(
+                warm_up=journal.warm_up_seconds,
                 wall=journal.wall_seconds,
                 training=sum(journal.step_seconds) + journal.reduction_seconds,
                 reductions=journal.reduction_seconds,
@@ -242,9 +246,8 @@ class Training:
 
     def _record_spectra(self) -> None:
         for name, layer in hsv_torch.compressible_layers(self.model).items():
-            adapter = hsv_torch.find_adapter(layer)
-            assert adapter is not None
-            values = np.asarray(hsv.hankel_singular_values(adapter.system(layer)).cpu())
+            system = hsv_torch.adapter_of(layer).system(layer)
+            values = np.asarray(hsv.hankel_singular_values(system).cpu())
             self.journal.spectra.append({"step": self.step, "layer": name, "values": tuple(values.tolist())})
 
     def _median_step_seconds(self, sizes: list[States]) -> tuple[float, float]:
@@ -291,8 +294,8 @@ def train(
     ConfigurationError
         If the configuration does not fit the machine or the data.
     """
-    finished = find_result(directory, config.run_id)
-    if finished is not None and (finished.test_accuracy is not None or not evaluate_test):
+    finished = find_usable_result(directory, config, evaluate_test=evaluate_test)
+    if finished is not None:
         return finished
     device = _device(config)
     if config.threads is not None:
@@ -301,12 +304,13 @@ def train(
     dataset = (dataset or load_dataset(config.task, data_dir)).to(device)
     run_directory = directory / config.run_id
     checkpoint = run_directory / CHECKPOINT_FILE
+    warm_up_seconds = warm_up(config, dataset)
     if checkpoint.is_file():
         training = Training.restore(config, dataset, checkpoint)
     else:
         training = Training(config, dataset)
         training.record_start()
-    training.begin_session()
+    training.begin_session(warm_up_seconds)
     _run_to_end(training, checkpoint, progress, should_stop)
     result = training.result(evaluate_test=evaluate_test)
     write_atomically(config.model_dump_json(indent=2).encode(), run_directory / CONFIG_FILE)
@@ -314,6 +318,35 @@ def train(
     append_result(directory, result)
     checkpoint.unlink(missing_ok=True)
     return result
+
+
+def warm_up(config: RunConfig, dataset: Dataset) -> float:
+    """Use everything that is compiled when it is first used, on a model that is thrown away; return the seconds it took.
+
+    Else the first step and the first reduction of a process would be timed with the compilation of their kernels.
+    """
+    start = time.perf_counter()
+    model = build_model(config, dataset)
+    batches = make_batches(config, dataset)
+    optimizer = torch.optim.AdamW(model.parameters())
+    inputs, labels = batches.next()
+    nn.functional.cross_entropy(model(inputs), labels).backward()
+    optimizer.step()
+    for layer in hsv_torch.compressible_layers(model).values():
+        system = hsv_torch.adapter_of(layer).system(layer)
+        hsv.hankel_singular_values(system - system)
+    if config.arm == "in_training":
+        with contextlib.suppress(hsv_torch.CutRefusedError):  # whether a throw-away model can be cut does not matter
+            hsv_torch.compress_(model, hsv.Order(1), criterion=CRITERIA[config.reading](), optimizer=optimizer)
+    return time.perf_counter() - start
+
+
+def find_usable_result(directory: Path, config: RunConfig, *, evaluate_test: bool) -> RunResult | None:
+    """Return the finished run of `config` in `directory`, if there is one and it looked at the test set where asked to."""
+    finished = find_result(directory, config.run_id)
+    if finished is not None and (finished.test_accuracy is not None or not evaluate_test):
+        return finished
+    return None
 
 
 def load_best_model(run_directory: Path) -> Classifier:

@@ -17,7 +17,7 @@ from typing import Any
 from paper_repro.configuration import RunConfig
 from paper_repro.progress import RunProgress
 from paper_repro.results import RunResult
-from paper_repro.training import RunInterruptedError, train
+from paper_repro.training import RunInterruptedError, find_usable_result, train
 
 # Libraries that start a thread a core would let the workers fight over the cores.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -98,7 +98,12 @@ def _run_all(
                 config = config.with_values(
                     n_states=results[job.sizes_of].states_after, sizes_of=results[job.sizes_of].run_id
                 )
-            running[pool.submit(_work, job.key, config, directory, evaluate_test)] = job.key
+            finished = find_usable_result(directory, config, evaluate_test=evaluate_test)
+            if finished is not None:  # no process needs to start for it
+                results[job.key] = finished
+                progress.finish(job.key, finished)
+            else:
+                running[pool.submit(_work, job.key, config, directory, evaluate_test)] = job.key
         done, _ = concurrent.futures.wait(running, SECONDS_BETWEEN_LOOKS, concurrent.futures.FIRST_COMPLETED)
         for key, step, note in _drain(messages):
             if key not in results:

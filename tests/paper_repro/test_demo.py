@@ -31,7 +31,7 @@ class Outside(html.parser.HTMLParser):
         if tag not in self.VOID:
             self.open.append(tag)
         for name, value in attributes:
-            if name in ("src", "href", "xlink:href") and not (value or "").startswith("#"):
+            if name in ("src", "href", "xlink:href") and not (value or "").startswith(("#", "data:")):
                 self.fetched.append(value)
 
     def handle_endtag(self, tag):
