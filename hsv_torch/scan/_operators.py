@@ -11,6 +11,7 @@ from hsv_torch.scan import _threads
 # The tiling of the kernels, needed here for shapes while tracing, when Numba should stay out; a test compares them.
 N_BYTES = 64
 CHUNK = 24
+GROUP = 8
 
 _REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 _COMPLEX = {real: cplx for cplx, real in _REAL.items()}
@@ -110,8 +111,7 @@ linear_scan.register_autograd(_linear_gradients, setup_context=_save_linear)
 def _padded(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Real and imaginary part of ``(n, channels)``, flat, with channels up to a multiple of the kernel's group."""
     n, channels = matrix.shape
-    group = _kernels().GROUP
-    padded = np.zeros((2, n, -(-channels // group) * group), matrix.real.dtype)
+    padded = np.zeros((2, n, -(-channels // GROUP) * GROUP), matrix.real.dtype)
     padded[0, :, :channels], padded[1, :, :channels] = matrix.real, matrix.imag
     return padded[0].ravel(), padded[1].ravel()
 
