@@ -162,6 +162,11 @@ def from_host(host: np.ndarray, like: Array) -> Array:
     return xp.asarray(np.array(host, order="C"), device=device(like))
 
 
+def in_host_memory(x: Array) -> bool:
+    """Tell whether compiled CPU kernels can read the array in place: NumPy's, and torch's on the CPU."""
+    return bool(array_api_compat.is_numpy_array(x)) or (array_api_compat.is_torch_array(x) and x.device.type == "cpu")
+
+
 def on_host(function: Callable[..., Any], *arrays: Array, reason: str) -> Any:
     """Run NumPy code on host copies of the arrays and give its arrays back where they came from.
 

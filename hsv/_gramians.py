@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from hsv import _kernels
 from hsv._array import (
     Array,
     conjugate,
     conjugate_transpose,
     imag,
+    in_host_memory,
     is_complex,
     namespace,
+    on_host,
     real,
     round_to,
     squared_modulus,
@@ -227,6 +230,8 @@ def _cauchy_factor(G: Array, differences: Array, denominators: Array) -> Array:
     n, m = G.shape[-2], G.shape[-1]
     if m > n:  # G G^H needs n columns at the most
         G = conjugate_transpose(xp.linalg.qr(conjugate_transpose(G), mode="reduced")[1])
+    if in_host_memory(G):
+        return on_host(_eliminate_on_host, G, differences, denominators, reason="the elimination")
     pole_gap = real(xp.linalg.diagonal(denominators))  # (..., n): 1 - |l_i|^2 or -2 Re l_i
     columns = []
     for _ in range(n):
@@ -240,6 +245,13 @@ def _cauchy_factor(G: Array, differences: Array, denominators: Array) -> Array:
         first = first * (_take(differences, pivot, axis=-1)[..., 0] / denominator)
         G = xp.concat([first[..., None], G[..., 1:]], axis=-1) if G.shape[-1] > 1 else first[..., None]
     return xp.stack(columns, axis=-1)
+
+
+def _eliminate_on_host(*arrays: np.ndarray) -> np.ndarray:
+    """Hand a batch to the compiled twin of the loop above: the same numbers without the cost of its many small calls."""
+    batch = arrays[-1].shape[:-2]
+    flat = (np.ascontiguousarray(x).reshape(-1, *x.shape[-2:]) for x in arrays)
+    return _kernels.cauchy_factor(*flat).reshape(*batch, *arrays[-1].shape[-2:])
 
 
 def _rotate_into_first(G: Array, pivot: Array) -> Array:

@@ -203,3 +203,53 @@ def triangular_resolvent(t: ComplexArray, points: ComplexArray, b: ComplexArray)
                     for c in range(m):
                         x[i, c] += weight * x[h, c]
     return solution
+
+
+@njit(cache=True, nogil=True)
+def cauchy_factor(generators: ComplexArray, differences: ComplexArray, denominators: ComplexArray) -> ComplexArray:
+    """See `hsv._kernels._reference.cauchy_factor`.
+
+    Rows of ``differences`` and ``denominators`` are read in place of columns: the first are antisymmetric, the second Hermitian.
+    """
+    n, m = generators.shape[1], generators.shape[2]
+    factor = np.zeros_like(denominators)
+    root_gap, squares, weight = np.empty(n), np.empty(n), np.empty(n, dtype=generators.dtype)
+    v = np.empty(m, dtype=generators.dtype)
+    for b in range(generators.shape[0]):
+        G = generators[b].T.copy()  # (m, n): a column each row
+        L = np.zeros_like(denominators[b])  # columns as rows
+        for i in range(n):
+            root_gap[i] = np.sqrt(denominators[b, i, i].real)
+        for k in range(n):
+            squares[:] = 0.0
+            for c in range(m):
+                for i in range(n):
+                    squares[i] += G[c, i].real ** 2 + G[c, i].imag ** 2
+            p, largest = 0, -1.0
+            for i in range(n):
+                pivot = squares[i] / (root_gap[i] * root_gap[i])
+                if pivot > largest:
+                    p, largest = i, pivot
+            if squares[p] == 0.0:
+                break
+            if m > 1:
+                for c in range(m):
+                    v[c] = G[c, p]
+                length, size = np.sqrt(squares[p]), np.abs(v[0])
+                v[0] = v[0] + length if size == 0.0 else v[0] + v[0] / size * length
+                scale = 1.0 / (length * (length + size))
+                weight[:] = 0.0
+                for c in range(m):
+                    coefficient = np.conj(v[c]) * scale
+                    for i in range(n):
+                        weight[i] += G[c, i] * coefficient
+                for c in range(m):
+                    coefficient = v[c]
+                    for i in range(n):
+                        G[c, i] -= weight[i] * coefficient
+            for i in range(n):
+                quotient = G[0, i] / np.conj(denominators[b, p, i])
+                L[k, i] = quotient * root_gap[p]
+                G[0, i] = -quotient * differences[b, p, i]
+        factor[b] = L.T
+    return factor

@@ -123,3 +123,25 @@ def _solve(triangle: ComplexArray, rhs: ComplexArray) -> ComplexArray:
         return rhs.copy()
     solution: ComplexArray = solve_triangular(triangle, rhs, check_finite=False)
     return solution
+
+
+def cauchy_factor(generators: ComplexArray, differences: ComplexArray, denominators: ComplexArray) -> ComplexArray:
+    """Factor the matrices ``g_i g_j^H / d_ij`` by elimination with diagonal pivoting on their generators ``(n, m)``.
+
+    ``differences`` are ``l_i - l_j``, ``denominators`` ``1 - l_i conj(l_j)`` or ``-(l_i + conj(l_j))``. All real or all
+    complex. See :func:`hsv.controllability_factor`.
+    """
+    factor = np.zeros_like(denominators)
+    for G, gap, d, L in zip(generators.copy(), differences, denominators, factor, strict=True):
+        for k in range(len(d)):
+            p = np.argmax(np.sum(np.abs(G) ** 2, axis=1) / np.diagonal(d).real)
+            row = G[p].copy()
+            length, size = np.linalg.norm(row), np.abs(row[:1]).sum()
+            if length == 0.0:  # the Schur complement is zero, and so are the columns that are left
+                break
+            if G.shape[1] > 1:
+                row[0] += length if size == 0 else row[0] / size * length
+                G -= np.outer(G @ row.conj() / (length * (length + size)), row)
+            L[:, k] = G[:, 0] * np.sqrt(d[p, p].real) / d[:, p]
+            G[:, 0] *= gap[:, p] / d[:, p]
+    return factor
