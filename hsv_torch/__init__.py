@@ -7,6 +7,7 @@ from hsv_torch.adapters import (
     adapter_of,
     compressible_layers,
     find_adapter,
+    put_parameters,
     register_adapter,
     registered_layer_types,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "find_adapter",
     "load_into",
     "parameter_groups",
+    "put_parameters",
     "register_adapter",
     "registered_layer_types",
     "save_checkpoint",

@@ -191,7 +191,7 @@ def compressible_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if find_adapter(module) is not None}
 
 
-def replace_parameters(layer: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+def put_parameters(layer: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
     """Put new parameters with these values in place; they keep dtype, device and ``requires_grad`` of the old ones.
 
     New objects, not new ``.data``: autograd remembers the shape of a parameter.

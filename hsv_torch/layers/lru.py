@@ -10,7 +10,7 @@ from typing_extensions import override
 
 import hsv
 from hsv import DtypeError, ShapeError
-from hsv_torch.adapters import Cut, LayerAdapter, register_adapter, replace_parameters
+from hsv_torch.adapters import Cut, LayerAdapter, register_adapter, put_parameters
 from hsv_torch.criteria import Criterion, DiagonalCut
 from hsv_torch.scan import choose_mode, diagonal_state_space
 
@@ -265,7 +265,7 @@ class LRUAdapter(LayerAdapter):
 
     @override
     def apply(self, layer: LRU, cut: Cut) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-        return replace_parameters(layer, cut.payload[2])
+        return put_parameters(layer, cut.payload[2])
 
     @override
     @torch.no_grad()
@@ -299,7 +299,7 @@ class LRUAdapter(LayerAdapter):
     def resize(self, layer: LRU, n_states: int) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
         d_model, like = layer.d_model, layer.nu_log.detach()
         vector = like.new_zeros(n_states)
-        return replace_parameters(
+        return put_parameters(
             layer,
             {
                 "nu_log": vector,

@@ -71,7 +71,7 @@ class ChoosingAdapter(adapters.LayerAdapter):
     def apply(self, layer: Decays, cut: adapters.Cut) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
         layer.size = cut.n_states_after
         old = {name: layer.get_parameter(name).detach() for name in self.parameter_names(layer)}
-        return adapters.replace_parameters(layer, self._pick(old, cut.payload))
+        return adapters.put_parameters(layer, self._pick(old, cut.payload))
 
     def pull_back(self, cut: adapters.Cut, covectors: Mapping[str, Tensor], *, squared: bool) -> dict[str, Tensor]:
         return self._pick(covectors, cut.payload)
@@ -79,7 +79,7 @@ class ChoosingAdapter(adapters.LayerAdapter):
     def resize(self, layer: Decays, n_states: int) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
         layer.size = n_states
         width = layer.B.shape[1]
-        return adapters.replace_parameters(
+        return adapters.put_parameters(
             layer, {"rate": torch.zeros(n_states), "B": torch.zeros(n_states, width), "C": torch.zeros(width, n_states)}
         )
 
