@@ -5,6 +5,7 @@ be entered twice at once, and both keep their own number of threads beside PyTor
 in a worker process, as PyTorch sets it there.
 """
 
+import collections
 import itertools
 import os
 from collections.abc import Callable
@@ -25,10 +26,11 @@ os.register_at_fork(after_in_child=_forget_pool)
 
 
 def run(kernel: Callable[..., Any], n_tasks: int, *arguments: Any, operations: float) -> None:
-    """Call ``kernel(first, last, *arguments)`` on ranges that make up ``range(n_tasks)``, one range a thread.
+    """Call ``kernel(first, last, *arguments)`` on ranges that make up ``range(n_tasks)``.
 
-    Tasks must not depend on each other. Below some 50 microseconds of work (``operations``, roughly one multiply-add each)
-    a second thread is not worth waking.
+    Tasks must not depend on each other. Threads take the next range when they are done with one, so that a core that is busy with
+    something else delays nobody; a thread that has not even begun when the rest is done is not waited for. Below some 50
+    microseconds of work each (``operations``, roughly one multiply-add) a second thread is not worth waking.
     """
     global _pool
     n_threads = min(torch.get_num_threads(), n_tasks, max(1, int(operations / 2e6)))
@@ -37,10 +39,21 @@ def run(kernel: Callable[..., Any], n_tasks: int, *arguments: Any, operations: f
         return
     if _pool is None:
         _pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="hsv_torch")
-    edges = [n_tasks * k // n_threads for k in range(n_threads + 1)]
-    others = [_pool.submit(kernel, first, last, *arguments) for first, last in itertools.pairwise(edges[1:])]
+    n_ranges = min(n_tasks, 4 * n_threads)
+    ranges = collections.deque(itertools.pairwise(n_tasks * k // n_ranges for k in range(n_ranges + 1)))
+
+    def work() -> None:
+        while True:
+            try:
+                first, last = ranges.popleft()
+            except IndexError:
+                return
+            kernel(first, last, *arguments)
+
+    others = [_pool.submit(work) for _ in range(n_threads - 1)]
     try:
-        kernel(0, edges[1], *arguments)
+        work()
     finally:
         for other in others:
-            other.result()
+            if not other.cancel():
+                other.result()
