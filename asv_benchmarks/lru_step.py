@@ -1,6 +1,6 @@
 """One LRU training step beside the same step with the recurrence in plain PyTorch, measured in turn in one run.
 
-``python -m asv_benchmarks.lru_step [--threads 2] [--rounds 30] [--configuration smnist|digits]``
+``python -m asv_benchmarks.lru_step [--threads 2] [--rounds 30] [--configuration smnist|digits] [--cpu-time]``
 
 Forward, cross entropy, backward and AdamW of a classifier with one block: Linear(1, H), LayerNorm, LRU, GELU, dropout, GLU,
 dropout, residual, mean over time, Linear(H, 10). Every variant is the same model with the same parameters; "no recurrence" is
@@ -72,15 +72,15 @@ def training_step(variant: str, *, length: int, width: int, batch: int, n_states
     return step
 
 
-def measure(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+def measure(steps: dict[str, Callable[[], None]], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
     """Seconds of each step, the variants in turn, after three steps that are not counted."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for k in range(rounds + 3):
         for name, step in steps.items():
-            begin = time.perf_counter()
+            begin = clock()
             step()
             if k >= 3:
-                times[name].append(time.perf_counter() - begin)
+                times[name].append(clock() - begin)
     return times
 
 
@@ -93,7 +93,13 @@ def main() -> None:
     parser.add_argument(
         "--fastest-only", action="store_true", help="leave out the loop and the associative scan, which are slow"
     )
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="for a busy machine: one thread, time on a core, not on the wall"
+    )
     arguments = parser.parse_args()
+    if arguments.cpu_time:
+        arguments.threads = 1
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
     torch.set_num_threads(arguments.threads)
     print(
         f"{arguments.threads} threads, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}; milliseconds: median (least)"
@@ -104,7 +110,7 @@ def main() -> None:
             plain = list(PLAIN)[:1] if arguments.fastest_only else list(PLAIN)
             variants = [*OURS, *plain, "no recurrence"]
             size = {"length": length, "width": width, "batch": batch, "n_states": n_states}
-            times = measure({v: training_step(v, **size) for v in variants}, arguments.rounds)
+            times = measure({v: training_step(v, **size) for v in variants}, arguments.rounds, clock)
             chosen = hsv_torch.LRU(width, n_states).chosen_mode(batch, length)
             print(f"\n{name}: L {length}, H {width}, batch {batch}, {n_states} states; auto is the {chosen}")
             best = min((v for v in plain), key=lambda v: statistics.median(times[v]))

@@ -77,6 +77,9 @@ class TrainingStep:
     def time_step(self, states, library):
         self.step()
 
+    def peakmem_step(self, states, library):
+        self.step()
+
 
 def main() -> None:
     """Print the scan's share of the copy bandwidth, measured in turn."""
