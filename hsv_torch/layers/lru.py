@@ -10,7 +10,7 @@ from typing_extensions import override
 
 import hsv
 from hsv import DtypeError, ShapeError
-from hsv_torch.adapters import Cut, LayerAdapter, register_adapter, put_parameters
+from hsv_torch.adapters import Cut, LayerAdapter, put_parameters, register_adapter
 from hsv_torch.criteria import Criterion, DiagonalCut
 from hsv_torch.scan import choose_mode, diagonal_state_space
 
