@@ -48,11 +48,6 @@ class Dataset:
     test: Sequences
 
     @property
-    def length(self) -> int:
-        """Time steps a sequence."""
-        return self.train.inputs.shape[1]
-
-    @property
     def n_channels(self) -> int:
         """Inputs a time step."""
         return self.train.inputs.shape[2]

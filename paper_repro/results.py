@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -156,14 +155,6 @@ def read_results(directory: Path) -> list[RunResult]:
 def find_result(directory: Path, run_id: str) -> RunResult | None:
     """Return the result of the run called `run_id`, or None."""
     return next((result for result in read_results(directory) if result.run_id == run_id), None)
-
-
-def by_arm(results: Iterable[RunResult]) -> dict[str, list[RunResult]]:
-    """Group results by arm, each group in the order of the seeds."""
-    groups: dict[str, list[RunResult]] = {}
-    for result in sorted(results, key=lambda result: result.config.seed):
-        groups.setdefault(result.config.arm, []).append(result)
-    return groups
 
 
 def write_atomically(content: bytes, path: Path) -> None:

@@ -6,6 +6,8 @@ import concurrent.futures
 import multiprocessing
 import os
 import queue
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -13,6 +15,8 @@ from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from paper_repro.configuration import RunConfig
 from paper_repro.progress import RunProgress
@@ -42,7 +46,7 @@ def run_jobs(
 ) -> dict[str, RunResult]:
     """Run every job, at most `n_workers` at a time and one thread each, and return the results by key.
 
-    An interrupt from the keyboard stops all runs at their next step, with their checkpoints written.
+    An interrupt from the keyboard or a termination stops all runs at their next step, with their checkpoints written.
 
     Raises
     ------
@@ -62,6 +66,7 @@ def run_jobs(
     messages, stop = context.Queue(), context.Event()
     with (
         _one_thread_each(),
+        _termination_as_interrupt(),
         ProcessPoolExecutor(
             min(n_workers, len(jobs)), mp_context=context, initializer=_start_worker, initargs=(messages, stop)
         ) as pool,
@@ -124,25 +129,42 @@ def _drain(messages: Any) -> Iterator[tuple[str, int, str]]:
 
 
 def _start_worker(messages: Any, stop: Event) -> None:
-    import signal
-
-    import torch
-
     global _messages, _stop
     _messages, _stop = messages, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and sets `stop`
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the parent hears it and sets `stop`
     torch.set_num_threads(1)
 
 
-def _work(key: str, config: RunConfig, directory: Path, evaluate_test: bool) -> RunResult:
+def _should_stop() -> bool:
+    parent = multiprocessing.parent_process()
     assert _stop is not None
+    return _stop.is_set() or (parent is not None and os.getppid() != parent.pid)  # nobody waits for orphans
+
+
+def _work(key: str, config: RunConfig, directory: Path, evaluate_test: bool) -> RunResult:
     return train(
         config,
         directory,
         evaluate_test=evaluate_test,
         progress=lambda step, note: _messages.put((key, step, note)),
-        should_stop=_stop.is_set,
+        should_stop=_should_stop,
     )
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only there are signals handled
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -52,6 +52,7 @@ def test_digits_are_split_by_class_into_three_disjoint_sets_that_never_change():
 def test_pixels_are_read_row_by_row(tmp_path):
     write_fashion_mnist(tmp_path)
     dataset = load_fashion_mnist(tmp_path)
+    assert dataset.train.inputs.shape == (180, 784, 1)
     assert dataset.train.inputs[0, 1, 0] == 1
 
 
@@ -60,7 +61,7 @@ def test_fashion_mnist_holds_every_tenth_picture_of_a_class_out(tmp_path, compre
     write_fashion_mnist(tmp_path, compress=compress)
     dataset = load_fashion_mnist(tmp_path)
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (180, 20, 20)
-    assert (dataset.length, dataset.n_channels, dataset.n_classes) == (784, 1, 10)
+    assert (dataset.n_channels, dataset.n_classes) == (1, 10)
     assert torch.bincount(dataset.validation.labels).tolist() == [2] * 10
 
 

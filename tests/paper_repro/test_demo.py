@@ -1,6 +1,11 @@
 import html.parser
 import io
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from rich.console import Console
@@ -62,7 +67,7 @@ def test_the_text_is_sane_where_there_is_no_terminal(demo):
     _, outcome, text = demo
     assert "\x1b" not in text
     assert "\r" not in text
-    assert text.count("done, ") == len(outcome.runs)
+    assert text.count("done in ") == len(outcome.runs)
     for words in ("test accuracy", "from scratch", "95 % interval", "Reductions took", "report.html"):
         assert words in text
     assert f"{100 * outcome.full.accuracy.mean:.1f} ±" in text
@@ -94,3 +99,33 @@ def test_running_it_again_trains_nothing_anew_unless_asked_or_the_code_changed(d
     assert read_results(directory) == []
     assert not list(directory.glob("*/best.pt"))
     assert (kept / "notes.txt").is_file()
+
+
+def group_is_alive(number):
+    try:
+        os.killpg(number, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs process groups")
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+def test_an_interrupted_demo_leaves_checkpoints_and_no_process_behind(tmp_path, number):
+    command = [sys.executable, "-m", "paper_repro", "demo", "--out", str(tmp_path), "--workers", "2"]
+    command += ["--set", "steps=1000000", "--set", "learning_rate=0.01", "--set", "checkpoint_every=10"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, start_new_session=True) as process:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("*/checkpoint.pt")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "the same command goes on from here" in errors
+    assert "Traceback" not in errors
+    assert list(tmp_path.glob("*/checkpoint.pt"))
+    deadline = time.monotonic() + 30
+    while group_is_alive(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not group_is_alive(process.pid)
