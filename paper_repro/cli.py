@@ -111,7 +111,7 @@ def run(
 @app.command("select-lr")
 def select_lr(
     preset: Preset,
-    rates: Annotated[str, typer.Option(help="Rates to try with every arm.")] = "2e-3,4e-3,8e-3",
+    rates: Annotated[str, typer.Option(help="Rates to try with every arm.")] = "4e-3,8e-3,16e-3",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds an arm and rate.")] = 3,
     first_seed: Annotated[int, typer.Option(min=0, help="The first of them; the demo has others.")] = 100,
     overrides: Overrides = None,
