@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import math
 import shlex
 import sys
 import time
@@ -22,7 +23,7 @@ from paper_repro import provenance
 from paper_repro.batches import ShuffledBatches
 from paper_repro.configuration import RunConfig
 from paper_repro.datasets import SHAPES, Dataset, Sequences, load_dataset
-from paper_repro.errors import ConfigurationError, ReproError
+from paper_repro.errors import ConfigurationError, ReproError, ResultError
 from paper_repro.learning_rate import make_scheduler
 from paper_repro.model import Classifier
 from paper_repro.results import (
@@ -45,6 +46,10 @@ CRITERIA: dict[str, type[hsv_torch.Criterion]] = {"complex": hsv_torch.ComplexHa
 
 class RunInterruptedError(ReproError):
     """A run was asked to stop; its checkpoint is written and the same command goes on from there."""
+
+
+class DivergedError(ReproError):
+    """The loss of a run is no longer a finite number."""
 
 
 @dataclasses.dataclass
@@ -95,6 +100,11 @@ class Training:
         inputs, labels = self.batches.next()
         self.model.train()
         loss = nn.functional.cross_entropy(self.model(inputs), labels)
+        if not math.isfinite(value := loss.item()):
+            raise DivergedError(
+                f"{self.config.run_id}: the loss is {value} at step {self.step + 1}; a smaller learning_rate than "
+                f"{self.config.learning_rate:g} may help"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -127,9 +137,12 @@ class Training:
     def restore(cls, config: RunConfig, dataset: Dataset, path: Path) -> Training:
         """Return the run as it was when it was saved to `path`."""
         training = cls(config, dataset)
-        extra = hsv_torch.load_into(
-            training.model, path, optimizer=training.optimizer, map_location=torch.device(config.device)
-        )
+        try:
+            extra = hsv_torch.load_into(
+                training.model, path, optimizer=training.optimizer, map_location=torch.device(config.device)
+            )
+        except hsv_torch.CheckpointError as error:
+            raise ResultError(f"{error}; remove {path} to start this run anew") from error
         training.step = extra["step"]
         training.scheduler.load_state_dict(extra["scheduler"])
         training.batches.load_state_dict(extra["batches"])
@@ -206,11 +219,15 @@ class Training:
         guard = None
         if config.max_drop is not None:
             guard = hsv_torch.Rollback(self._validation_accuracy, max_drop=config.max_drop, higher_is_better=True)
+        try:
+            schedule = hsv_torch.Schedule(total_steps=config.steps, window=config.window, attempts=config.attempts)
+        except hsv.HsvError as error:
+            raise ConfigurationError(f"keys 'steps', 'window' and 'attempts': {error}") from error
         return hsv_torch.InTrainingCompressor(
             self.model,
             self.optimizer,
             rule=_rule(config),
-            schedule=hsv_torch.Schedule(total_steps=config.steps, window=config.window, attempts=config.attempts),
+            schedule=schedule,
             criterion=CRITERIA[config.reading](),
             guard=guard,
             moments=config.moments,
