@@ -188,7 +188,7 @@ def findings(full: ArmFigures, pairs: Sequence[tuple[ArmFigures, ArmFigures]]) -
     """
     cuts = [cut for cut, _ in pairs]
     found = {
-        f"Cut {rule_words(cut.config)}: {_mean_states(cut)}": [
+        f"Cut in training ({rule_words(cut.config)}), ending at {_mean_states(cut)}": [
             _against_scratch(cut, scratch),
             _against_full(cut, full),
             _cuts_made(cut),
@@ -272,7 +272,7 @@ def _reduction_share(cuts: Sequence[ArmFigures]) -> str:
 
 
 def _training_time(full: ArmFigures, cuts: Sequence[ArmFigures]) -> str:
-    names = ["full", *(f"cut {rule_words(arm.config)}" for arm in cuts)]
+    names = ["full", *(f"cut, {rule_words(arm.config)}" for arm in cuts)]
     arms = zip(names, (full, *cuts), strict=True)
     times = [f"{arm.training_seconds / len(arm.runs):.1f} s ({name})" for name, arm in arms]
     return f"Training of one model, reductions included: {', '.join(times)}."
