@@ -45,7 +45,7 @@ class RunConfig(pydantic.BaseModel):
     )
     sizes_of: str | None = Field(None, description="the run that n_states was taken from")
     dropout: float = Field(0.1, ge=0, lt=1)
-    norm: Literal["layer", "batch"] = "layer"
+    norm: Literal["batch", "layer"] = "batch"
     min_radius: float = Field(0.9, ge=0, lt=1, description="of the poles at the start")
     max_radius: float = Field(0.999, gt=0, lt=1)
     max_phase: float = Field(2 * math.pi, gt=0, le=2 * math.pi, description="of the poles at the start, in radians")

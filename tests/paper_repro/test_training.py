@@ -38,7 +38,7 @@ def stop_after(steps):
 @pytest.mark.parametrize(
     "values",
     [
-        {**CUT, "norm": "batch", "lr_schedule": "warmup_cosine"},
+        {**CUT, "norm": "layer", "lr_schedule": "warmup_cosine"},
         {**CUT, "reading": "real", "max_drop": 0.0},
         {"arm": "full"},
     ],
