@@ -66,8 +66,8 @@ def test_seed_0_is_a_seed():
 
 
 def test_overrides_are_numbers_lists_words_and_nothing():
-    values = parse_overrides(["tau=0.2", "n_states = [3, 4]", "norm=batch", "order=none", "steps=3_000"])
-    assert values == {"tau": 0.2, "n_states": [3, 4], "norm": "batch", "order": None, "steps": 3000}
+    values = parse_overrides(["tau=0.2", "n_states = [3, 4]", "norm=layer", "order=none", "steps=3_000"])
+    assert values == {"tau": 0.2, "n_states": [3, 4], "norm": "layer", "order": None, "steps": 3000}
 
 
 @pytest.mark.parametrize("assignment", ["tau", "=3", ""])
