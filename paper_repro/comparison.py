@@ -14,7 +14,14 @@ from paper_repro.configuration import KEYS_OF_CUTS, RunConfig
 from paper_repro.errors import ResultError
 from paper_repro.progress import states_text
 from paper_repro.results import RunResult
-from paper_repro.statistics import PairedDifference, Summary, mean_of_best, paired_difference, summarise
+from paper_repro.statistics import (
+    PairedDifference,
+    Summary,
+    mean_of_best,
+    paired_difference,
+    percent_with_spread,
+    summarise,
+)
 
 SHARE_OF_REDUCTIONS_AIMED_AT = 0.02
 SAME_SPEED = 0.05  # medians on a shared machine differ by as much between equal runs
@@ -160,12 +167,6 @@ def rule_words(config: RunConfig) -> str:
     return f"{rule}, {times}" + (", conjugate-aware" if config.reading == "real" else "")
 
 
-def percent_with_spread(summary: Summary) -> str:
-    """Return mean and sample standard deviation of fractions, in percent."""
-    spread = "" if summary.deviation is None else f" ± {100 * summary.deviation:.1f}"
-    return f"{100 * summary.mean:.1f}{spread} %"
-
-
 def make_table(arms: Sequence[ArmFigures], title: str) -> Table:
     """Return the table of `arms` for the terminal."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
@@ -290,14 +291,8 @@ def _clearness(difference: PairedDifference) -> str:
     if difference.interval is None:
         return "One seed says nothing about the spread."
     low, high = (100 * bound for bound in difference.interval)
-    verdict = (
-        "the difference stands out from the seeds"
-        if difference.is_clear
-        else "the seeds differ too much to be sure of it"
-    )
-    return (
-        f"With {len(difference.by_seed)} seeds its 95 % interval runs from {low:+.1f} to {high:+.1f} points: {verdict}."
-    )
+    verdict = "it stands out from the seeds" if difference.is_clear else "the seeds differ too much to be sure of it"
+    return f"95 % interval {low:+.1f} to {high:+.1f} points: {verdict}."
 
 
 def _points(difference: float, more: str, less: str) -> str:
@@ -305,8 +300,8 @@ def _points(difference: float, more: str, less: str) -> str:
 
 
 def _mean_states(arm: ArmFigures) -> str:
-    mean = arm.mean_states
-    return f"{mean:.0f} states" if mean == round(mean) else f"{mean:.1f} states on average"
+    sizes = {count for run in arm.runs for count in run.states_after}
+    return f"{sizes.pop()} states" if len(sizes) == 1 else f"{arm.mean_states:.1f} states on average"
 
 
 def _arrow(before: str, after: str) -> str:

@@ -62,12 +62,11 @@ def run_demo(
     report = directory / "report.html"
     write_report(outcome, report)
     console.print(make_table(outcome.arms, title="Digits as sequences of 64 pixels"))
-    for heading, sentences in findings(outcome.full, outcome.pairs).items():
+    text = findings(outcome.full, outcome.pairs) | {"Learning rates, by validation accuracy": list(outcome.choices)}
+    for heading, sentences in text.items():
         console.print(heading, style="bold", highlight=False)
         for sentence in sentences:
             console.print(Padding(f"- {sentence}", (0, 0, 0, 2)), highlight=False)
-    for sentence in outcome.choices:
-        console.print(sentence, highlight=False)
     console.print(f"All {len(outcome.runs)} runs together took {outcome.seconds:.0f} s.", highlight=False)
     console.print(f"Report: {report}   Results: {directory / RESULTS_FILE}", highlight=False, soft_wrap=True)
     return outcome
@@ -134,10 +133,7 @@ def _label(config: RunConfig) -> str:
 def _choice_words(preset: str, choice: Choice | None, config: RunConfig) -> list[str]:
     if choice is None:
         return [f"One learning rate, {config.learning_rate:g}, was given to every arm; nothing was chosen."]
-    words = [
-        f"Learning rates on validation data ({preset}, seeds {_listed(choice.seeds)}): {line}"
-        for line in describe_choice(choice)
-    ]
+    words = [f"{line} ({preset}, seeds {_listed(choice.seeds)})" for line in describe_choice(choice)]
     differing = choice.differing_settings(config)
     if differing:
         changes = ", ".join(f"{key} {then} then, {now} now" for key, (then, now) in differing.items())

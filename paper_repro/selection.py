@@ -16,7 +16,7 @@ from paper_repro.configuration import ARMS, KEYS_OUTSIDE_THE_IDENTITY, RunConfig
 from paper_repro.errors import ConfigurationError
 from paper_repro.progress import RunProgress
 from paper_repro.results import Record, RunResult
-from paper_repro.statistics import summarise
+from paper_repro.statistics import percent_with_spread, summarise
 from paper_repro.workers import Job, run_jobs
 
 CHOICES = Path(__file__).parent / "choices"
@@ -183,13 +183,11 @@ def describe_choice(choice: Choice) -> list[str]:
     """Return one line an arm: every rate with its mean validation accuracy and deviation, and the one that was taken."""
     lines = []
     for arm, chosen in choice.arms.items():
-        tried = []
-        for trial in chosen.tried:
-            deviation = summarise(trial.validation).deviation
-            spread = "" if deviation is None else f" +- {deviation:.2%}"
-            tried.append(f"{trial.learning_rate:g}: {trial.mean:.2%}{spread}")
+        tried = [
+            f"{trial.learning_rate:g}: {percent_with_spread(summarise(trial.validation))}" for trial in chosen.tried
+        ]
         edge = " (the edge of what was tried)" if chosen.is_at_edge else ""
-        lines.append(f"{arm.replace('_', ' ')}: {'; '.join(tried)} -> {chosen.learning_rate:g}{edge}")
+        lines.append(f"{arm.replace('_', ' ')}: {', '.join(tried)} → {chosen.learning_rate:g}{edge}")
     return lines
 
 

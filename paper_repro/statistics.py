@@ -55,6 +55,12 @@ def mean_of_best(values: Sequence[float], count: int) -> float:
     return math.fsum(sorted(values)[-count:]) / count
 
 
+def percent_with_spread(summary: Summary) -> str:
+    """Return mean and sample standard deviation of fractions, in percent."""
+    spread = "" if summary.deviation is None else f" ± {100 * summary.deviation:.1f}"
+    return f"{100 * summary.mean:.1f}{spread} %"
+
+
 @dataclass(frozen=True)
 class PairedDifference:
     """First arm minus second arm, seed by seed.

@@ -68,7 +68,7 @@ def test_the_text_is_sane_where_there_is_no_terminal(demo):
     assert "\x1b" not in text
     assert "\r" not in text
     assert text.count("done in ") == len(outcome.runs)
-    for words in ("test accuracy", "from scratch", "95 % interval", "Reductions took", "report.html"):
+    for words in ("test accuracy", "from scratch", "95 %", "Reductions took", "report.html"):
         assert words in text
     assert f"{100 * outcome.full.accuracy.mean:.1f} ±" in text
 

@@ -36,7 +36,7 @@ def test_a_choice_survives_its_file(tmp_path):
     write_choice(choice, tmp_path / "choice.toml")
     assert read_choice(tmp_path / "choice.toml") == choice
     assert isinstance(choice.arms["full"], ArmChoice)
-    assert "0.001: 50.00%; 0.002: 75.00% -> 0.002" in (tmp_path / "choice.toml").read_text()
+    assert "0.001: 50.0 %, 0.002: 75.0 % → 0.002" in (tmp_path / "choice.toml").read_text(encoding="utf-8")
     assert not choice.differing_settings(config)
     assert choice.differing_settings(config.with_values(steps=7)) == {"steps": (config.steps, 7)}
 
