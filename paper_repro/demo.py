@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.padding import Padding
 
 from paper_repro import provenance
-from paper_repro.comparison import ArmFigures, Outcome, findings, make_arm, make_table
+from paper_repro.comparison import ArmFigures, Outcome, findings, make_arm, make_table, rule_words
 from paper_repro.configuration import ARMS, RunConfig, make_config, read_preset
 from paper_repro.progress import RunProgress
 from paper_repro.report import write_report
@@ -133,7 +133,9 @@ def _label(config: RunConfig) -> str:
 def _choice_words(preset: str, choice: Choice | None, config: RunConfig) -> list[str]:
     if choice is None:
         return [f"One learning rate, {config.learning_rate:g}, was given to every arm; nothing was chosen."]
-    words = [f"{line} ({preset}, seeds {_listed(choice.seeds)})" for line in describe_choice(choice)]
+    arms = ARMS if preset == PRESETS[0] else tuple(arm for arm in ARMS if arm != "full")  # presets share the full arm
+    seeds = _listed(choice.seeds)
+    words = [f"{line} ({rule_words(config)}; seeds {seeds})" for line in describe_choice(choice, arms)]
     differing = choice.differing_settings(config)
     if differing:
         changes = ", ".join(f"{key} {then} then, {now} now" for key, (then, now) in differing.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -72,7 +72,7 @@ def states_over_steps(arms: Sequence[ArmFigures]) -> Figure:
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
     axes.set(xlabel="optimizer step", ylabel="states")
-    _legend(axes)
+    _legend(axes, loc="upper right", bbox_to_anchor=(1, 0.92))  # below the full models, right of the cuts
     return figure
 
 
@@ -133,7 +133,7 @@ def _axes() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _legend(axes: Axes) -> None:
+def _legend(axes: Axes, **place: Any) -> None:
     lines, names = axes.get_legend_handles_labels()
     once = dict(zip(names, lines, strict=True))  # several arms of one kind share a name and a colour
-    axes.legend(once.values(), once.keys(), frameon=False, fontsize=9)
+    axes.legend(once.values(), once.keys(), frameon=False, fontsize=9, **place)

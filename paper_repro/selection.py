@@ -179,10 +179,11 @@ def write_choice(choice: Choice, path: Path) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def describe_choice(choice: Choice) -> list[str]:
-    """Return one line an arm: every rate with its mean validation accuracy and deviation, and the one that was taken."""
+def describe_choice(choice: Choice, arms: Sequence[str] = ARMS) -> list[str]:
+    """Return a line for each of `arms`: its rates with mean and deviation of the accuracy, and the one that was taken."""
     lines = []
-    for arm, chosen in choice.arms.items():
+    for arm in arms:
+        chosen = choice.arms[arm]
         tried = [
             f"{trial.learning_rate:g}: {percent_with_spread(summarise(trial.validation))}" for trial in chosen.tried
         ]
