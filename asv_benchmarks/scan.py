@@ -94,9 +94,10 @@ def main() -> None:
     flat, flat_target = u.view(torch.float32).numpy().ravel(), target.view(torch.float32).numpy().ravel()
     gradient = torch.empty_like(u)
     runs: dict[str, Callable[[], object]] = {
-        "scan": lambda: torch.ops.hsv_torch.linear_scan(a[None, None], u, u[:, 0]),
+        "scan into new memory": lambda: torch.ops.hsv_torch.linear_scan(a[None, None], u, u[:, 0]),
         "scan into old memory": lambda: _scan_into(a, u, target),
         "torch copy_": lambda: target.copy_(u),
+        "torch clone (new memory)": lambda: u.clone(),
         "numba copy": lambda: numba_copy(flat, flat_target),
         "scan backward": lambda: torch.ops.hsv_torch.linear_scan_backward(a[None, None], u, u[:, 0], gradient),
     }
@@ -111,12 +112,13 @@ def main() -> None:
     for name, t in times.items():
         rate = 2 * u.numel() * 8 / statistics.median(t) / 1e9
         print(
-            f"  {name:22s} {1e3 * statistics.median(t):8.1f} ms (least {1e3 * min(t):7.1f})  {rate:6.1f} GB/s read and written"
+            f"  {name:25s} {1e3 * statistics.median(t):8.1f} ms (least {1e3 * min(t):7.1f})  {rate:6.1f} GB/s read and written"
         )
     for figure in (statistics.median, min):
         best = min(figure(times["torch copy_"]), figure(times["numba copy"]))
         print(
             f"  scan at {100 * best / figure(times['scan into old memory']):.0f} % of the copy bandwidth ({figure.__name__})"
+            f", into new memory at {100 * figure(times['torch clone (new memory)']) / figure(times['scan into new memory']):.0f} % of clone's"
         )
 
 
