@@ -182,10 +182,10 @@ def require_stable(sys: LinearSystem) -> None:
     where = f"({system}state {int(index[-1])})"
     if sys.is_discrete:
         raise UnstableSystemError(
-            f"spectral radius {1 - host[index]:.10g} {where} must be below 1; remove or stabilise the poles with |pole| >= 1"
+            f"spectral radius {1 - host[index]:.10g} {where} must be below 1; split it off with hsv.split_unstable"
         )
     raise UnstableSystemError(
-        f"spectral abscissa {-host[index]:.10g} {where} must be below 0; remove or stabilise the poles with Re(pole) >= 0"
+        f"spectral abscissa {-host[index]:.10g} {where} must be below 0; split it off with hsv.split_unstable"
     )
 
 
