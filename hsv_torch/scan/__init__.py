@@ -1,4 +1,4 @@
-"""Linear recurrences and diagonal state-space models over a time axis, each behind one entry point.
+"""Linear recurrences, diagonal and selective state-space models over a time axis, each behind one entry point.
 
 ``reference`` has the same functions in a few lines of plain PyTorch, differentiable any number of times.
 """
@@ -6,5 +6,6 @@
 from hsv_torch.scan import reference
 from hsv_torch.scan._diagonal import choose_mode, diagonal_state_space
 from hsv_torch.scan._linear import linear_scan
+from hsv_torch.scan._selective import selective_scan
 
-__all__ = ["choose_mode", "diagonal_state_space", "linear_scan", "reference"]
+__all__ = ["choose_mode", "diagonal_state_space", "linear_scan", "reference", "selective_scan"]

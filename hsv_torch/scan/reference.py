@@ -18,3 +18,17 @@ def diagonal_state_space(x: Tensor, poles: Tensor, B: Tensor, C: Tensor) -> Tens
     """``y[t] = Re(C h[t])``, ``h[t] = poles h[t-1] + B x[t]``; see :func:`hsv_torch.scan.diagonal_state_space`."""
     drive = x.to(B.dtype) @ B.mT  # (batch, length, n)
     return (linear_scan(poles, drive) @ C.mT).real
+
+
+def selective_scan(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Outputs and last state by a loop over the time steps; see :func:`hsv_torch.scan.selective_scan`."""
+    state = x.new_zeros(x.shape[0], *A.shape) if initial is None else initial
+    outputs = []
+    for t in range(x.shape[1]):
+        decay = torch.exp(delta[:, t, :, None] * A)  # (batch, d, n)
+        state = decay * state + (delta[:, t] * x[:, t])[:, :, None] * B[:, t, None]
+        outputs.append((state * C[:, t, None]).sum(-1))
+    nothing = 0 * (delta.sum() + A.sum() + B.sum() + C.sum())
+    return torch.stack(outputs, dim=1) if outputs else x + nothing, state

@@ -1,0 +1,117 @@
+"""The selective scan of Mamba over a time axis: one entry point for every device."""
+
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from hsv import DtypeError, ShapeError
+from hsv_torch.scan import _associative
+
+
+@overload
+def selective_scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    initial: Tensor | None = ...,
+    return_state: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def selective_scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    initial: Tensor | None = ...,
+    return_state: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+def selective_scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    initial: Tensor | None = None,
+    return_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Return the outputs of Mamba's recurrence, with :math:`n` states for each of :math:`d` channels:
+
+    .. math::
+
+        h_{t,c} = \exp(\delta_{t,c} A_c) \odot h_{t-1,c} + \delta_{t,c} x_{t,c} B_t, \qquad
+        y_{t,c} = \langle C_t, h_{t,c} \rangle.
+
+    Parameters
+    ----------
+    x, delta : Tensor
+        ``(batch, length, d)``: inputs and step sizes.
+    A : Tensor
+        ``(d, n)``: the rate of each state in continuous time. Negative where the system is stable; any sign is accepted.
+    B, C : Tensor
+        ``(batch, length, n)``, shared by the channels.
+    initial : Tensor, optional
+        ``(batch, d, n)``, the state before the first step; zero by default.
+    return_state : bool
+        Whether to return the state after the last step too.
+
+    Returns
+    -------
+    Tensor or tuple of two
+        ``(batch, length, d)``, and the last state ``(batch, d, n)`` if asked for, in the common dtype of the arguments, which must come
+        down to float32 or float64.
+
+    Raises
+    ------
+    hsv.ShapeError, hsv.DtypeError
+        Shapes or devices that do not go together; a dtype that has no scan (half precision, integers, complex numbers).
+
+    Notes
+    -----
+    Source: A. Gu and T. Dao, "Mamba: Linear-time sequence modeling with selective state spaces", 2023, equation 2a with the
+    discretisation of its reference code: a zero-order hold of ``A``, an Euler step of ``B``.
+
+    Examples
+    --------
+    Half of the state is left after each step of size 1, a quarter after a step of size 2:
+
+    >>> delta = torch.tensor([1.0, 1.0, 2.0]).reshape(1, 3, 1)
+    >>> x, A = torch.ones(1, 3, 1), torch.tensor([[0.5]]).log()
+    >>> selective_scan(x, delta, A, x, x).flatten()
+    tensor([1.0000, 1.5000, 2.3750])
+    """
+    if x.ndim != 3 or delta.shape != x.shape:
+        raise ShapeError(
+            f"`x` and `delta` must both be (batch, length, d), got {tuple(x.shape)} and {tuple(delta.shape)}"
+        )
+    batch, length, d = x.shape
+    if A.ndim != 2 or A.shape[0] != d:
+        raise ShapeError(f"`A` must be (d, n) with d = {d} to go with `x`, got {tuple(A.shape)}")
+    n = A.shape[1]
+    for name, tensor in (("B", B), ("C", C)):
+        if tuple(tensor.shape) != (batch, length, n):
+            raise ShapeError(f"`{name}` must be {(batch, length, n)} to go with `x` and `A`, got {tuple(tensor.shape)}")
+    if initial is None:
+        initial = x.new_zeros(batch, d, n)
+    elif tuple(initial.shape) != (batch, d, n):
+        raise ShapeError(f"`initial` must be {(batch, d, n)} to go with `x` and `A`, got {tuple(initial.shape)}")
+    tensors = (x, delta, A, B, C, initial)
+    dtype = x.dtype
+    for tensor in tensors:
+        if tensor.device != x.device:
+            raise ShapeError(f"all arguments must be on one device, got {tensor.device} and {x.device}")
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    if dtype not in (torch.float32, torch.float64):
+        raise DtypeError(f"there is no selective scan in {dtype}; convert the arguments to float32 or float64")
+    y, state = _associative.selective_scan(*(tensor.to(dtype) for tensor in tensors))
+    return (y, state) if return_state else y
