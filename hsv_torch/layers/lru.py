@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 import hsv
-from hsv import DtypeError, ShapeError
+from hsv import ShapeError
 from hsv_torch.adapters import Cut, LayerAdapter, put_parameters, register_adapter
 from hsv_torch.criteria import Criterion, DiagonalCut
+from hsv_torch.layers._checks import COMPLEX, check_choice, check_dtype, check_size, checked_input, without_padding
 from hsv_torch.scan import choose_mode, diagonal_state_space
 
 LayerMode = Literal["auto", "scan", "convolution"]
-_COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
 
 class LRU(nn.Module):
@@ -83,21 +83,16 @@ class LRU(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        for name, size in (("d_model", d_model), ("n_states", n_states)):
-            if isinstance(size, bool) or not isinstance(size, int):
-                raise DtypeError(f"`{name}` must be an int, got {size!r}")
-            if size < 1:
-                raise ShapeError(f"`{name}` must be at least 1, got {size}")
+        check_size("d_model", d_model)
+        check_size("n_states", n_states)
         if not 0 <= min_radius <= max_radius < 1:
             raise ShapeError(
                 f"`min_radius` and `max_radius` must satisfy 0 <= min_radius <= max_radius < 1, got {min_radius} and {max_radius}"
             )
         if not (math.isfinite(max_phase) and max_phase >= 0):
             raise ShapeError(f"`max_phase` must be a finite angle of at least 0 radians, got {max_phase}")
-        if mode not in get_args(LayerMode):
-            raise ShapeError(f"`mode` must be one of {', '.join(map(repr, get_args(LayerMode)))}, got {mode!r}")
-        dtype = torch.get_default_dtype() if dtype is None else dtype
-        _check_dtype(dtype, "dtype")
+        check_choice("mode", mode, get_args(LayerMode))
+        dtype = check_dtype(torch.get_default_dtype() if dtype is None else dtype, "dtype")
         self.d_model = d_model
         self.min_radius, self.max_radius, self.max_phase = min_radius, max_radius, max_phase
         self.mode = mode
@@ -149,30 +144,37 @@ class LRU(nn.Module):
             batch=batch, length=length, n_states=self.n_states, n_inputs=d_model, n_outputs=d_model, device=device
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Map ``x (batch, length, d_model)`` to an output of the same shape and of the parameters' dtype.
+
+        Parameters
+        ----------
+        x : Tensor
+        lengths : Tensor, optional
+            ``(batch,)``, integers: steps of each sequence that are not padding. What stands in the padding has no influence, and
+            outputs there are 0.
 
         Raises
         ------
         hsv.ShapeError, hsv.DtypeError
             ``x`` has other axes, another number of channels, or a dtype other than the layer's (half precision is
-            taken up to the layer's dtype, so that autocast works).
+            taken up to the layer's dtype, so that autocast works); `lengths` do not fit.
         """
-        x = self._checked(x, ("batch", "length"))
+        x = without_padding(checked_input(x, ("batch", "length"), self.d_model, self.nu_log.dtype), lengths)
         batch, length, _ = x.shape
         with torch.autocast(x.device.type, enabled=False):
             log_poles, B, C = self._system()
             y = diagonal_state_space(x, log_poles, B, C, mode=self.chosen_mode(batch, length))
-            return torch.addcmul(y, self.D, x)
+            return without_padding(torch.addcmul(y, self.D, x), lengths)
 
     def initial_state(self, batch: int) -> Tensor:
         """Return the state before the first step: zeros, ``(batch, n_states)``, complex."""
-        return torch.zeros(batch, self.n_states, dtype=_COMPLEX[self.nu_log.dtype], device=self.nu_log.device)
+        return torch.zeros(batch, self.n_states, dtype=COMPLEX[self.nu_log.dtype], device=self.nu_log.device)
 
     def step(self, x_t: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One step of the recurrence: ``x_t (batch, d_model)`` and ``state (batch, n_states)`` to output and next state."""
-        x_t = self._checked(x_t, ("batch",))
-        dtype = _COMPLEX[self.nu_log.dtype]
+        x_t = checked_input(x_t, ("batch",), self.d_model, self.nu_log.dtype)
+        dtype = COMPLEX[self.nu_log.dtype]
         if state.shape != (x_t.shape[0], self.n_states) or state.dtype != dtype:
             raise ShapeError(
                 f"`state` must be {dtype} of shape {(x_t.shape[0], self.n_states)}, got {state.dtype} of shape "
@@ -189,26 +191,9 @@ class LRU(nn.Module):
         B = self.gamma_log.exp()[:, None] * torch.view_as_complex(self.B.contiguous())
         return log_poles, B, torch.view_as_complex(self.C.contiguous())
 
-    def _checked(self, x: Tensor, axes: tuple[str, ...]) -> Tensor:
-        dtype = _check_dtype(self.nu_log.dtype, "dtype of the layer")
-        if x.ndim != len(axes) + 1 or x.shape[-1] != self.d_model:
-            raise ShapeError(f"the input must be ({', '.join(axes)}, {self.d_model}), got {tuple(x.shape)}")
-        if x.dtype != dtype and x.dtype not in (torch.float16, torch.bfloat16):
-            raise DtypeError(f"the input is {x.dtype} and the layer {dtype}; convert one of them with `.to`")
-        return x.to(dtype)
-
     def extra_repr(self) -> str:
         """Sizes and mode, for `repr`."""
         return f"d_model={self.d_model}, n_states={self.n_states}, mode={self.mode!r}"
-
-
-def _check_dtype(dtype: torch.dtype, name: str) -> torch.dtype:
-    if dtype not in _COMPLEX:
-        raise DtypeError(
-            f"`{name}` must be {' or '.join(map(str, _COMPLEX))}, got {dtype}: complex numbers of other precisions are not "
-            "supported; keep the layer in float32 and use torch.autocast around the model"
-        )
-    return dtype
 
 
 @register_adapter(LRU)
