@@ -1,5 +1,6 @@
 """Gramians, Hankel singular values and balanced model reduction for NumPy, CuPy and torch arrays."""
 
+from hsv import time_varying
 from hsv._errors import (
     DtypeError,
     HsvError,
@@ -63,5 +64,6 @@ __all__ = [
     "solve_lyapunov_factored",
     "solve_sylvester",
     "split_unstable",
+    "time_varying",
     "to_control",
 ]
