@@ -233,9 +233,13 @@ def dual(A: Array, C: Array) -> tuple[Array, Array]:
 def after_update(A: Array, C: Array) -> Array:
     """Return the ``A`` with which ``C`` observes the state after the update: ``A[1:]`` and a zero that nothing reads."""
     axis = C.ndim - 3  # time
-    batch = (slice(None),) * axis
-    xp = namespace(A)
-    return xp.concat([A[(*batch, slice(1, None))], xp.zeros_like(A[(*batch, slice(0, 1))])], axis=axis)
+    first = between(A, axis, 0, 1)
+    return namespace(A).concat([between(A, axis, 1, None), namespace(A).zeros_like(first)], axis=axis)
+
+
+def between(X: Array, axis: int, start: int | None, stop: int | None) -> Array:
+    """Return the entries ``start:stop`` of one axis."""
+    return X[(*(slice(None),) * axis, slice(start, stop), ...)]
 
 
 def propagator(A: Array, M: Array) -> Callable[[int, Array], Array]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hsv._array import Array, conjugate_transpose, namespace, real, round_to, widen
-from hsv.time_varying._gramians import after_update, check_maps, observation_factors, reachability_factors
+from hsv.time_varying._gramians import after_update, between, check_maps, observation_factors, reachability_factors
 
 
 def hankel_singular_values(A: Any, B: Any, C: Any, *, layer_convention: bool = False) -> Array:
@@ -75,10 +75,9 @@ def factor_pair(A: Array, B: Array, C: Array, layer_convention: bool) -> tuple[A
         return reach, observation_factors(A, C)
     xp = namespace(C)
     axis = C.ndim - 3  # time
-    batch = (slice(None),) * axis
     # Nothing reads h[-1] itself: one step without an output in front, then A_0 leads to h[0].
-    silent = xp.zeros_like(C[(*batch, slice(0, 1))])
-    later = after_update(A, C)
-    return reach, observation_factors(
-        xp.concat([A[(*batch, slice(0, 1))], later], axis=axis), xp.concat([silent, C], axis=axis)
-    )[..., :-1, :, :]
+    silent = xp.zeros_like(between(C, axis, 0, 1))
+    observe = observation_factors(
+        xp.concat([between(A, axis, 0, 1), after_update(A, C)], axis=axis), xp.concat([silent, C], axis=axis)
+    )
+    return reach, observe[..., :-1, :, :]
