@@ -1,9 +1,10 @@
 """Train state-space models that shrink while they train."""
 
+from hsv_torch._errors import CutRefusedError
 from hsv_torch.adapters import (
     Cut,
-    CutRefusedError,
     LayerAdapter,
+    Observation,
     adapter_of,
     compressible_layers,
     find_adapter,
@@ -13,11 +14,14 @@ from hsv_torch.adapters import (
 )
 from hsv_torch.checkpoint import CheckpointError, load_into, save_checkpoint
 from hsv_torch.compress import compress_
-from hsv_torch.criteria import ComplexHankel, Criterion, RealHankel
+from hsv_torch.criteria import ComplexHankel, Criterion, DiagonalCriterion, RealHankel
+from hsv_torch.guard import Rollback
 from hsv_torch.history import CompressionReport, Drift, Event, History, LayerRecord
-from hsv_torch.in_training import InTrainingCompressor, Rollback, Schedule
+from hsv_torch.in_training import InTrainingCompressor
 from hsv_torch.layers.lru import LRU
+from hsv_torch.layers.mamba import Mamba
 from hsv_torch.optimizer import UnknownOptimizerError, parameter_groups
+from hsv_torch.schedule import LossFalls, Schedule
 
 __all__ = [
     "LRU",
@@ -27,12 +31,16 @@ __all__ = [
     "Criterion",
     "Cut",
     "CutRefusedError",
+    "DiagonalCriterion",
     "Drift",
     "Event",
     "History",
     "InTrainingCompressor",
     "LayerAdapter",
     "LayerRecord",
+    "LossFalls",
+    "Mamba",
+    "Observation",
     "RealHankel",
     "Rollback",
     "Schedule",

@@ -9,29 +9,16 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 from torch import Tensor, nn
 
 import hsv
+from hsv_torch.criteria import ComplexHankel, Criterion, DiagonalCriterion
 
-if TYPE_CHECKING:
-    from hsv_torch.criteria import Criterion
-
-
-class CutRefusedError(hsv.HsvError):
-    """A layer must stay as it is; the message says why.
-
-    Attributes
-    ----------
-    hankel_singular_values : numpy.ndarray or None
-        The spectrum that was measured before the refusal, if it got so far.
-    """
-
-    def __init__(self, message: str, hankel_singular_values: np.ndarray | None = None) -> None:
-        super().__init__(message)
-        self.hankel_singular_values = hankel_singular_values
+Replaced: TypeAlias = Mapping[str, tuple[nn.Parameter | None, nn.Parameter | None]]
+"""Old and new parameters by name; None where there was none before, or is none any more."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +32,8 @@ class Cut:
     order : int
         Order of the truncated system; differs from `n_states_after` where a conjugate pair takes one state of the layer.
     hankel_singular_values : numpy.ndarray
-        Of the system that was truncated, descending, float64.
+        The values that the rule chose by, descending, float64, ``(n,)``, or ``(channels, n)`` where a layer has a system a channel. Hankel singular
+        values of the system that was truncated; where a layer's system depends on its input, the scores that stand in for them (`notes` say so).
     error_bound : float
         H-infinity bound of the change of the layer's output for a given input, ``inf`` where theory has none.
     eigenvector_condition : float
@@ -66,15 +54,38 @@ class Cut:
     payload: Any = field(repr=False)
 
 
+class Observation(abc.ABC):
+    """What a layer's calls on calibration data have shown of it, so far. Its size does not grow with the data."""
+
+    @abc.abstractmethod
+    def update(self, layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Take in one call of the layer, with the arguments of its ``forward``; without gradients, in evaluation mode.
+
+        Raises
+        ------
+        hsv.HsvError
+            The arguments cannot be used (NaN in one sequence, nothing but padding); the observation is as it was before.
+        """
+
+
 class LayerAdapter(abc.ABC):
     """Speaks for one type of layer. Stateless: one instance serves all layers of its type.
 
-    A cut runs ``reduce`` (plans, changes nothing), ``apply`` (new parameters in place), ``pull_back`` (moments of the optimizer).
+    A cut runs ``reduce`` (plans, changes nothing), ``apply`` (new parameters in place), ``pull_back`` (moments of the optimizer). Where the
+    layer's system depends on its input (``needs_data``), ``observe`` comes first.
     """
 
     layer_type: ClassVar[type[nn.Module]]
     recurrent_parameters: ClassVar[tuple[str, ...]]
     """Names of the parameters that make the recurrence: trained with a smaller step and without weight decay."""
+    criterion_type: ClassVar[type[Criterion]] = DiagonalCriterion
+    """The kind of criterion that `reduce` takes."""
+    needs_data: ClassVar[bool] = False
+    """Whether the layer's system depends on its input, so that a cut is planned from calls on calibration data."""
+
+    def default_criterion(self, layer: Any) -> Criterion:
+        """Return the criterion that is used if the user names none."""
+        return ComplexHankel()
 
     @abc.abstractmethod
     def n_states(self, layer: Any) -> int:
@@ -85,12 +96,23 @@ class LayerAdapter(abc.ABC):
         """Return the names, inside the layer, of the parameters whose shape depends on the number of states."""
 
     @abc.abstractmethod
-    def system(self, layer: Any) -> hsv.DiagonalStateSpace:
-        """Return the layer's system ``(A, B, C)`` in double precision, detached; the skip term ``D u`` stays in the layer."""
+    def system(self, layer: Any) -> hsv.DiagonalStateSpace | None:
+        """Return the layer's system ``(A, B, C)`` in double precision, detached; the skip term ``D u`` stays in the layer.
+
+        None where the system depends on the layer's input.
+        """
+
+    def observe(self, layer: Any, criterion: Criterion) -> Observation:
+        """Return an empty observation of what `criterion` needs to know; only for layers that need data."""
+        raise NotImplementedError(f"{type(self).__name__} says needs_data = {self.needs_data} and has no `observe`")
 
     @abc.abstractmethod
-    def reduce(self, layer: Any, rule: hsv.Rule | int, criterion: Criterion) -> Cut:
+    def reduce(
+        self, layer: Any, rule: hsv.Rule | int, criterion: Criterion, observation: Observation | None = None
+    ) -> Cut:
         """Plan a cut; the layer does not change.
+
+        `observation` is what `observe` made and the calls on calibration data filled; None where the layer needs no data.
 
         Raises
         ------
@@ -101,8 +123,11 @@ class LayerAdapter(abc.ABC):
         """
 
     @abc.abstractmethod
-    def apply(self, layer: Any, cut: Cut) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-        """Put new parameters in place and return ``{name inside the layer: (old, new)}``."""
+    def apply(self, layer: Any, cut: Cut) -> Replaced:
+        """Put new parameters in place and return ``{name inside the layer: (old, new)}``.
+
+        Old is None for a parameter that the layer did not have before, new for one that it has no more; see :func:`put_parameters`.
+        """
 
     @abc.abstractmethod
     def pull_back(self, cut: Cut, covectors: Mapping[str, Tensor], *, squared: bool) -> dict[str, Tensor]:
@@ -125,9 +150,13 @@ class LayerAdapter(abc.ABC):
             One tensor for each name, of the new shapes, in the dtype of the old.
         """
 
+    def form(self, layer: Any) -> dict[str, int]:
+        """Return the sizes beside the number of states that `resize` must know to rebuild the layer's parameters."""
+        return {}
+
     @abc.abstractmethod
-    def resize(self, layer: Any, n_states: int) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-        """Put parameters of another size in place, values unset, for loading; returns ``{name: (old, new)}``."""
+    def resize(self, layer: Any, n_states: int, **form: int) -> Replaced:
+        """Put parameters of another size in place, values unset, for loading; returns ``{name: (old, new)}`` as `apply` does."""
 
 
 AdapterT = TypeVar("AdapterT", bound=LayerAdapter)
@@ -191,18 +220,25 @@ def compressible_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if find_adapter(module) is not None}
 
 
-def put_parameters(layer: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+def put_parameters(layer: nn.Module, tensors: Mapping[str, Tensor | None]) -> Replaced:
     """Put new parameters with these values in place; they keep dtype, device and ``requires_grad`` of the old ones.
 
-    New objects, not new ``.data``: autograd remembers the shape of a parameter.
+    New objects, not new ``.data``: autograd remembers the shape of a parameter. Under a name that stands for None so far (``register_parameter(name,
+    None)``) a new parameter appears, with dtype and device of its tensor; the value None takes a parameter away.
     """
-    replaced = {}
+    replaced: dict[str, tuple[nn.Parameter | None, nn.Parameter | None]] = {}
     for name, value in tensors.items():
-        old = layer.get_parameter(name)
-        new = nn.Parameter(
-            value.detach().to(device=old.device, dtype=old.dtype).clone(), requires_grad=old.requires_grad
-        )
-        replaced[name] = (old, new)
+        owner, _, leaf = name.rpartition(".")
+        old = layer.get_submodule(owner)._parameters[leaf]
+        if value is None:
+            new = None
+        elif old is None:
+            new = nn.Parameter(value.detach().clone())
+        else:
+            values = value.detach().to(device=old.device, dtype=old.dtype).clone()
+            new = nn.Parameter(values, requires_grad=old.requires_grad)
+        if old is not None or new is not None:
+            replaced[name] = (old, new)
     for name, (_, new) in replaced.items():
         owner, _, leaf = name.rpartition(".")
         setattr(layer.get_submodule(owner), leaf, new)

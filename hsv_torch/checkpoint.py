@@ -14,7 +14,7 @@ from torch import nn
 
 from hsv import HsvError
 from hsv_torch.adapters import adapter_of, compressible_layers
-from hsv_torch.optimizer import replace_parameters
+from hsv_torch.optimizer import replace_in_optimizer, replace_parameters
 from hsv_torch.snapshot import Snapshot
 
 _FORMAT = "hsv_torch.checkpoint"
@@ -25,33 +25,38 @@ class CheckpointError(HsvError):
     """A file is no checkpoint, is damaged, or belongs to another model."""
 
 
-def layer_sizes(model: nn.Module) -> dict[str, int]:
-    """States of every layer that can be cut, by dotted name."""
-    return {name: adapter_of(layer).n_states(layer) for name, layer in compressible_layers(model).items()}
+def layer_sizes(model: nn.Module) -> dict[str, dict[str, int]]:
+    """Of every layer that can be cut, by dotted name: ``n_states`` and whatever else its adapter's ``form`` has."""
+    return {
+        name: {"n_states": adapter_of(layer).n_states(layer), **adapter_of(layer).form(layer)}
+        for name, layer in compressible_layers(model).items()
+    }
 
 
-def resize_layers(model: nn.Module, sizes: Mapping[str, int], optimizer: torch.optim.Optimizer | None = None) -> None:
+def resize_layers(
+    model: nn.Module, sizes: Mapping[str, Mapping[str, int]], optimizer: torch.optim.Optimizer | None = None
+) -> None:
     """Give layers the sizes asked for, with values unset, so that stored values can be loaded.
 
-    A layer that has its size already is left alone. The optimizer forgets the state of what is replaced.
+    A layer that has its sizes already is left alone. The optimizer forgets the state of what is replaced.
 
     Raises
     ------
     CheckpointError
         If a name is none of the model's layers.
     """
-    layers = compressible_layers(model)
+    layers, now = compressible_layers(model), layer_sizes(model)
     unknown = [name for name in sizes if name not in layers]
     if unknown:
         raise CheckpointError(
             f"sizes are stored for the layers {unknown}, which the model does not have; it has {list(layers)}"
         )
-    for name, n_states in sizes.items():
-        layer = layers[name]
-        adapter = adapter_of(layer)
-        if adapter.n_states(layer) != n_states:
-            replaced = adapter.resize(layer, n_states)
-            replace_parameters(model, dict(replaced.values()), optimizer)
+    for name, size in sizes.items():
+        if now[name] != dict(size):
+            replaced = adapter_of(layers[name]).resize(layers[name], **size)
+            replace_parameters(model, {old: new for old, new in replaced.values() if old is not None})
+            if optimizer is not None:
+                replace_in_optimizer(optimizer, replaced)
 
 
 def save_checkpoint(
@@ -85,7 +90,7 @@ def save_checkpoint(
     content = {
         "format": _FORMAT,
         "version": _VERSION,
-        "n_states": layer_sizes(model),
+        "sizes": layer_sizes(model),
         "model": model.state_dict(),
         "optimizer": None if optimizer is None else optimizer.state_dict(),
         "extra": extra,
@@ -147,7 +152,7 @@ def load_into(
         raise CheckpointError(f"{path} was saved without an optimizer: leave `optimizer` out and make a new one")
     before = Snapshot.take(model, optimizer, layers=compressible_layers(model).values())
     try:
-        resize_layers(model, content["n_states"], optimizer)
+        resize_layers(model, content["sizes"], optimizer)
         _check_matches(model, content["model"], path)
         model.load_state_dict(content["model"])
         if optimizer is not None:

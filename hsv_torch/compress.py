@@ -13,8 +13,9 @@ from torch import nn
 
 import hsv
 from hsv import HsvError
-from hsv_torch.adapters import Cut, LayerAdapter, adapter_of, compressible_layers
-from hsv_torch.criteria import ComplexHankel, Criterion
+from hsv_torch.adapters import Cut, LayerAdapter, Observation, Replaced, adapter_of, compressible_layers
+from hsv_torch.calibration import Forward, check_calibration, in_layer, observe
+from hsv_torch.criteria import Criterion
 from hsv_torch.history import CompressionReport, LayerRecord
 from hsv_torch.optimizer import Moments, carry_moments, check_optimizer, replace_parameters
 from hsv_torch.snapshot import Placement
@@ -67,23 +68,36 @@ def chosen_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict
     return {name: layer for name, layer in known.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
 
 
-def check_calibration(layers: Mapping[str, nn.Module], calibration: object, forward: object = None) -> None:
-    """Raise if data was given that no layer could use: an argument without an effect hides a mistake."""
-    for argument, value in (("calibration", calibration), ("forward", forward)):
-        if value is not None:
+def chosen_criteria(
+    layers: Mapping[str, nn.Module], criterion: Criterion | Mapping[str, Criterion] | None
+) -> dict[str, Criterion]:
+    """The criterion of each layer: the one given, the one whose pattern matches first, or the default of the layer's adapter.
+
+    Raises
+    ------
+    HsvError
+        If a criterion is not of the kind that a layer takes, or a pattern matches no layer.
+    """
+    if isinstance(criterion, Mapping):
+        for pattern in criterion:
+            if not any(fnmatchcase(name, pattern) for name in layers):
+                raise HsvError(f"`criterion`: {pattern!r} matches no layer that is to be cut; there are {list(layers)}")
+    given = {"*": criterion} if isinstance(criterion, Criterion) else {} if criterion is None else criterion
+    if not isinstance(given, Mapping) or not all(isinstance(value, Criterion) for value in given.values()):
+        raise TypeError(
+            f"`criterion` must be a hsv_torch.Criterion object, or a mapping of patterns to them, got {criterion!r}"
+        )
+    chosen = {}
+    for name, layer in layers.items():
+        adapter = adapter_of(layer)
+        matching = (value for pattern, value in given.items() if fnmatchcase(name, pattern))
+        chosen[name] = next(matching, None) or adapter.default_criterion(layer)
+        if not isinstance(chosen[name], adapter.criterion_type):
             raise HsvError(
-                f"`{argument}` is for layers whose system depends on their input, and none of {list(layers)} is one: "
-                "leave it out"
+                f"`criterion`: {type(chosen[name]).__name__} does not serve the layer {name!r} ({type(layer).__name__}), which takes a "
+                f"{adapter.criterion_type.__name__}; give each layer its own with {{pattern: criterion}}, or choose `layers`"
             )
-
-
-def chosen_criterion(criterion: Criterion | None) -> Criterion:
-    """The criterion itself, or the default."""
-    if criterion is None:
-        return ComplexHankel()
-    if not isinstance(criterion, Criterion):
-        raise TypeError(f"`criterion` must be a hsv_torch.Criterion object, got {criterion!r}")
-    return criterion
+    return chosen
 
 
 def recurrent_parameters(layers: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
@@ -107,24 +121,13 @@ def check_unshared(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
             )
 
 
-def in_layer(name: str, error: HsvError) -> HsvError:
-    """The same error, with the layer's name before its message."""
-    message = f"layer {name!r}: {error}"
-    try:
-        named = type(error)(message)
-    except TypeError:  # a third party's error with a constructor of its own
-        return HsvError(message)
-    named.__dict__.update(error.__dict__)
-    return named
-
-
 def apply_cuts(
     model: nn.Module,
     plans: Mapping[str, PlannedCut],
     *,
     optimizer: torch.optim.Optimizer | None = None,
     moments: Moments = "carry",
-) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+) -> dict[str, tuple[nn.Parameter | None, nn.Parameter | None]]:
     """Apply every planned cut, or, on any exception, none.
 
     Parameters
@@ -148,7 +151,7 @@ def apply_cuts(
     if optimizer is not None:
         check_optimizer(optimizer, recurrent_parameters(layers), moments)
     before = Placement(model, optimizer, layers.values())
-    all_replaced: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
+    all_replaced: dict[str, tuple[nn.Parameter | None, nn.Parameter | None]] = {}
     try:
         for name, plan in plans.items():
             try:
@@ -165,14 +168,14 @@ def apply_cuts(
 
 def _apply_one(
     model: nn.Module, plan: PlannedCut, optimizer: torch.optim.Optimizer | None, moments: Moments
-) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+) -> Replaced:
     replaced = plan.adapter.apply(plan.layer, plan.cut)
     found = plan.adapter.n_states(plan.layer)
     if found != plan.cut.n_states_after:
         raise HsvError(
             f"{type(plan.adapter).__qualname__}.apply left {found} states where its own plan has {plan.cut.n_states_after}"
         )
-    replace_parameters(model, dict(replaced.values()))
+    replace_parameters(model, {old: new for old, new in replaced.values() if old is not None})
     if optimizer is not None:
         carry_moments(optimizer, plan.adapter, plan.cut, replaced, moments)
     return replaced
@@ -185,7 +188,8 @@ def compress_(
     calibration: Any = None,
     optimizer: torch.optim.Optimizer | None = None,
     layers: Iterable[str] | None = None,
-    criterion: Criterion | None = None,
+    criterion: Criterion | Mapping[str, Criterion] | None = None,
+    forward: Forward | None = None,
     moments: Moments = "carry",
 ) -> CompressionReport:
     """Cut the states of a model's layers, once and in place.
@@ -202,13 +206,18 @@ def compress_(
         Chooses the number of states of each layer on its own: ``hsv.HankelSum(discard=0.1)``, ``hsv.ErrorBound(0.01)``,
         ...; an int means ``hsv.Order``.
     calibration
-        Only for layers whose system depends on their input.
+        Batches that the model is run over, without gradients and in evaluation mode; needed where a layer's system depends on its input
+        (Mamba), and an error where none does. A tensor is one batch.
     optimizer
         Gets the new parameters in place of the old ones. Its moments are carried into the new coordinates.
     layers
         Dotted names or patterns (``"encoder.*"``) of the layers to cut; None for all.
     criterion
-        Which reading of the layer's system is truncated; by default :class:`hsv_torch.ComplexHankel`.
+        What decides which states stay; a mapping ``{pattern: criterion}`` for a model with several kinds of layers. By default that of the layer's
+        adapter: :class:`hsv_torch.ComplexHankel` for the time-invariant ones.
+    forward
+        ``forward(model, batch)`` runs the model over one batch of `calibration`. By default a tensor is passed on, a mapping as
+        keywords, and of a tuple or list the first element.
     moments
         ``"reset"`` forgets the optimizer's state of the parameters that are replaced instead of carrying it.
 
@@ -237,15 +246,19 @@ def compress_(
     """
     started = time.perf_counter()
     chosen = chosen_layers(model, layers)
-    check_calibration(chosen, calibration)
-    rule, criterion = hsv.as_rule(rule), chosen_criterion(criterion)
+    criteria = chosen_criteria(chosen, criterion)
+    check_calibration(chosen, calibration, forward)
+    rule = hsv.as_rule(rule)
     if optimizer is not None:
         check_optimizer(optimizer, recurrent_parameters(chosen), moments)
+    observations = observe(model, chosen, criteria, calibration, forward)
     plans: dict[str, PlannedCut] = {}
     for name, layer in chosen.items():
         adapter = adapter_of(layer)
         try:
-            plans[name] = PlannedCut(layer, adapter, adapter.reduce(layer, rule, criterion))
+            plans[name] = PlannedCut(
+                layer, adapter, plan_cut(adapter, layer, rule, criteria[name], observations.get(name))
+            )
         except HsvError as error:
             raise in_layer(name, error) from error
     replaced = apply_cuts(model, plans, optimizer=optimizer, moments=moments)
@@ -254,6 +267,19 @@ def compress_(
         seconds=time.perf_counter() - started,
         replaced=replaced,
     )
+
+
+def plan_cut(
+    adapter: LayerAdapter,
+    layer: nn.Module,
+    rule: hsv.Rule | int,
+    criterion: Criterion,
+    observation: Observation | None,
+) -> Cut:
+    """The adapter's plan; adapters of layers that need no data may leave the argument out."""
+    if observation is None:
+        return adapter.reduce(layer, rule, criterion)
+    return adapter.reduce(layer, rule, criterion, observation)
 
 
 def cut_record(name: str, cut: Cut) -> LayerRecord:

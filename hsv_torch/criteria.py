@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import hsv
-from hsv_torch.adapters import CutRefusedError
+from hsv_torch._errors import CutRefusedError
 
 SMALLEST_POLE = 1e-30
 """Poles nearer to 0 are moved out to this modulus: layers store the logarithm of the modulus."""
@@ -104,8 +104,12 @@ class DiagonalCut:
         )
 
 
-class Criterion(abc.ABC):
-    """Decides which states of a diagonal layer stay."""
+class Criterion(abc.ABC):  # noqa: B024  (what a criterion computes depends on the kind of layer)
+    """Decides which states of a layer stay. Each kind of layer has its own kind of criterion: see the subclasses."""
+
+
+class DiagonalCriterion(Criterion):
+    """Decides which states of a time-invariant diagonal layer stay."""
 
     @abc.abstractmethod
     def spectrum(self, system: hsv.DiagonalStateSpace) -> np.ndarray:
@@ -117,7 +121,7 @@ class Criterion(abc.ABC):
 
 
 @dataclass(frozen=True)
-class ComplexHankel(Criterion):
+class ComplexHankel(DiagonalCriterion):
     """Balanced truncation of the complex system, as the CompreSSM paper does it.
 
     Its error bound carries over to the real part of the output.
@@ -146,7 +150,7 @@ class ComplexHankel(Criterion):
 
 
 @dataclass(frozen=True)
-class RealHankel(Criterion):
+class RealHankel(DiagonalCriterion):
     r"""Balanced truncation of the real system of ``u -> Re(C h)``, which has ``2n`` states: the conjugate-aware reading.
 
     Closer to optimal than :class:`ComplexHankel`, for it minimises over the outputs that the layer really has. After truncation each conjugate pair takes

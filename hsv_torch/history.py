@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from torch import nn
+
+from hsv_torch.adapters import Replaced
 
 Outcome: TypeAlias = Literal["cut", "undone", "refused", "unchanged"]
 
@@ -104,7 +105,7 @@ class Event:
     step : int
         Optimizer steps made before the attempt.
     layers : tuple of LayerRecord
-        One for each layer.
+        One for each layer; none for an attempt that was put off.
     seconds : float
         Spent measuring and cutting, without the guard's evaluations.
     evaluation_seconds : float
@@ -115,8 +116,10 @@ class Event:
         The guard put the large model back.
     pending : bool
         The guard has yet to decide (``after_steps > 0``).
+    put_off : bool
+        The attempt was due, but the loss had not fallen yet (:class:`hsv_torch.LossFalls`); it is another event once it is made.
     reason : str or None
-        Why it was undone.
+        Why it was undone or put off.
     steps_timed, step_seconds : int, float
         Training steps since the attempt before, and the wall-clock seconds that they took, with all that the training
         loop did between them.
@@ -134,10 +137,11 @@ class Event:
     metric_after: float | None = None
     undone: bool = False
     pending: bool = False
+    put_off: bool = False
     reason: str | None = None
     steps_timed: int = 0
     step_seconds: float = 0.0
-    replaced: Mapping[str, tuple[nn.Parameter, nn.Parameter]] = field(default_factory=dict, repr=False)
+    replaced: Replaced = field(default_factory=dict, repr=False)
 
     @property
     def changed(self) -> bool:
@@ -250,7 +254,7 @@ class CompressionReport:
 
     layers: tuple[LayerRecord, ...]
     seconds: float
-    replaced: Mapping[str, tuple[nn.Parameter, nn.Parameter]] = field(default_factory=dict, repr=False)
+    replaced: Replaced = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
         lines = [

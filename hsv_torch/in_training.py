@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,140 +13,26 @@ import torch
 from torch import Tensor, nn
 
 import hsv
-from hsv import DtypeError, HsvError
+from hsv import HsvError
 from hsv_torch.adapters import adapter_of
+from hsv_torch.calibration import Forward, check_calibration, observe
 from hsv_torch.checkpoint import layer_sizes, resize_layers
 from hsv_torch.compress import (
     PlannedCut,
     apply_cuts,
-    check_calibration,
     check_unshared,
-    chosen_criterion,
+    chosen_criteria,
     chosen_layers,
     cut_record,
+    plan_cut,
     recurrent_parameters,
 )
 from hsv_torch.criteria import Criterion
+from hsv_torch.guard import Rollback
 from hsv_torch.history import Drift, Event, History, LayerRecord
 from hsv_torch.optimizer import Moments, check_optimizer
-from hsv_torch.snapshot import Placement, RandomState, Snapshot, keepable
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """When cuts are attempted: attempt k of K at optimizer step ``round(total * (a + (b - a) * k / K))``.
-
-    Parameters
-    ----------
-    total_steps
-        Optimizer steps of the whole training.
-    window
-        ``(a, b)``, the part of the training in which attempts happen, as fractions of `total_steps`.
-    attempts
-        Number of attempts K.
-
-    Raises
-    ------
-    HsvError
-        If an attempt would fall on step 0 or two on the same step: attempts that are asked for happen.
-
-    Examples
-    --------
-    >>> Schedule(total_steps=20_000, window=(0.0, 0.1), attempts=4).steps
-    (500, 1000, 1500, 2000)
-    """
-
-    total_steps: int
-    window: tuple[float, float] = (0.0, 0.1)
-    attempts: int = 4
-
-    def __post_init__(self) -> None:
-        for name in ("total_steps", "attempts"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise DtypeError(f"`{name}` must be an int, got {value!r}")
-            if value < 1:
-                raise HsvError(f"`{name}` must be at least 1, got {value}")
-        try:
-            start, stop = (float(edge) for edge in self.window)
-        except (TypeError, ValueError):
-            raise DtypeError(f"`window` must be a pair of fractions of the training, got {self.window!r}") from None
-        if not 0.0 <= start <= stop <= 1.0:
-            raise HsvError(f"`window` must satisfy 0 <= a <= b <= 1 (fractions of the training), got {self.window!r}")
-        object.__setattr__(self, "window", (start, stop))
-        steps = self.steps
-        if steps[0] < 1:
-            raise HsvError(
-                f"attempt 1 of {self.attempts} would fall on step 0, before any training; give `window` {self.window} a later "
-                f"end, or ask for fewer attempts in these {self.total_steps} steps"
-            )
-        for attempt, (earlier, later) in enumerate(itertools.pairwise(steps), start=1):
-            if earlier == later:
-                raise HsvError(
-                    f"attempts {attempt} and {attempt + 1} of {self.attempts} would both fall on step {later}; widen `window` "
-                    f"{self.window}, or ask for fewer attempts in these {self.total_steps} steps"
-                )
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """The optimizer steps after which attempts are made, ascending."""
-        start, stop = self.window
-        return tuple(
-            round(self.total_steps * (start + (stop - start) * k / self.attempts)) for k in range(1, self.attempts + 1)
-        )
-
-
-@dataclass(frozen=True)
-class Rollback:
-    """A guard: puts back what a cut changed if a metric falls by more than is allowed.
-
-    What is put back, bit for bit: parameters (the same objects in the same places), buffers such as batch-norm
-    statistics, gradients, training modes, the optimizer, the objects in the compressor's `state`, and the global random
-    generators of Python, NumPy and torch. The metric is compared with that of the moment before the cut; a metric that is
-    NaN on either side counts as a fall. Later attempts are made all the same.
-
-    Parameters
-    ----------
-    evaluate
-        Called without arguments, returns the metric as a number. It is called without gradients, and whatever it does to
-        random generators, training modes and buffers is put back; it shall call ``model.eval()`` itself.
-    max_drop
-        Largest fall that is accepted, in units of the metric, not negative.
-    higher_is_better
-        False for a loss.
-    after_steps
-        0: evaluate right after the cut, and decide before the next batch. Otherwise train that many optimizer steps with
-        the small model first. If the cut is undone then, the steps are undone with it: the compressor's `state` must have
-        the data loader as ``"loader"`` so that it is rewound, and the training loop must ask it for a new iterator when
-        the event says ``undone``.
-    """
-
-    evaluate: Callable[[], Any]
-    max_drop: float
-    higher_is_better: bool = True
-    after_steps: int = 0
-
-    def __post_init__(self) -> None:
-        if not callable(self.evaluate):
-            raise TypeError(f"`evaluate` must be callable without arguments, got {self.evaluate!r}")
-        if isinstance(self.max_drop, bool) or not isinstance(self.max_drop, int | float | np.number):
-            raise DtypeError(f"`max_drop` must be a number, got {self.max_drop!r}")
-        if not self.max_drop >= 0 or math.isinf(self.max_drop):
-            raise HsvError(f"`max_drop` must be a finite number not below 0, got {self.max_drop!r}")
-        if isinstance(self.after_steps, bool) or not isinstance(self.after_steps, int):
-            raise DtypeError(f"`after_steps` must be an int (optimizer steps), got {self.after_steps!r}")
-        if self.after_steps < 0:
-            raise HsvError(f"`after_steps` must be at least 0, got {self.after_steps}")
-
-    def objection(self, before: float, after: float) -> str | None:
-        """Why a cut with these metrics is to be undone, or None if it may stay."""
-        if math.isnan(before) or math.isnan(after):
-            return f"the metric is NaN (before the cut {before:g}, after it {after:g})"
-        drop = before - after if self.higher_is_better else after - before
-        if drop <= self.max_drop:  # false for inf - inf, too
-            return None
-        word = "fell" if self.higher_is_better else "rose"
-        return f"the metric {word} from {before:g} to {after:g}, by more than {self.max_drop:g}"
+from hsv_torch.schedule import LossFalls, LossMeter, Schedule
+from hsv_torch.snapshot import Placement, RandomState, Snapshot, keepable, without_trace
 
 
 @dataclass
@@ -157,7 +41,7 @@ class _Pending:
 
     decision_step: int
     snapshot: Snapshot
-    sizes: dict[str, int]  # before the cut
+    sizes: dict[str, dict[str, int]]  # before the cut
     systems: dict[str, tuple[int, hsv.DiagonalStateSpace]]  # before the cut
 
 
@@ -181,14 +65,13 @@ class InTrainingCompressor:
         See :func:`hsv_torch.compress_`; it is applied again at every attempt, so that losses compound.
     schedule
         When attempts are made.
-    criterion
-        Which reading of a layer's system is truncated; by default :class:`hsv_torch.ComplexHankel`.
-    layers
-        Dotted names or patterns of the layers to cut; None for all.
-    forward, calibration
-        Only for layers whose system depends on their input.
+    criterion, layers, calibration, forward
+        See :func:`hsv_torch.compress_`. The calibration batches are gone through at every attempt, so a generator will not do.
     guard
         A :class:`Rollback`, or None.
+    ready
+        A :class:`LossFalls`: an attempt that is due is put off until the loss has begun to fall, and the later ones by as many
+        steps. The history says so. :meth:`step` must be given the loss then.
     state
         What the guard rewinds beside model and optimizer: anything with ``state_dict`` and ``load_state_dict`` (scheduler,
         gradient scaler, moving average, stateful loader) or a ``torch.Generator``.
@@ -237,19 +120,27 @@ class InTrainingCompressor:
         *,
         rule: hsv.Rule | int = hsv.HankelSum(discard=0.1),  # noqa: B008  (frozen)
         schedule: Schedule,
-        criterion: Criterion | None = None,
+        criterion: Criterion | Mapping[str, Criterion] | None = None,
         layers: Iterable[str] | None = None,
-        forward: Callable[..., Any] | None = None,
+        forward: Forward | None = None,
         calibration: Any = None,
         guard: Rollback | None = None,
+        ready: LossFalls | None = None,
         state: Mapping[str, Any] | None = None,
         min_reduction: float = 0.05,
         moments: Moments = "carry",
     ) -> None:
         chosen = chosen_layers(model, layers)
+        criteria = chosen_criteria(chosen, criterion)
         check_calibration(chosen, calibration, forward)
+        if isinstance(calibration, Iterator):
+            raise TypeError(
+                f"`calibration` is used at every attempt, and a {type(calibration).__qualname__} can be gone through only once: pass a list or a loader"
+            )
         if not isinstance(schedule, Schedule):
             raise TypeError(f"`schedule` must be a hsv_torch.Schedule, got {schedule!r}")
+        if not isinstance(ready, LossFalls | None):
+            raise TypeError(f"`ready` must be a hsv_torch.LossFalls or None, got {ready!r}")
         if not 0 <= min_reduction < 1:
             raise HsvError(f"`min_reduction` is a fraction of the states and must be in [0, 1), got {min_reduction!r}")
         check_unshared(model, chosen)
@@ -258,7 +149,9 @@ class InTrainingCompressor:
         self.optimizer = optimizer
         self.rule = hsv.as_rule(rule)
         self.schedule = schedule
-        self.criterion = chosen_criterion(criterion)
+        self.criteria = criteria
+        self.calibration = calibration
+        self.forward = forward
         self.guard = guard
         self.min_reduction = min_reduction
         self.moments: Moments = moments
@@ -271,20 +164,37 @@ class InTrainingCompressor:
         self._pending: _Pending | None = None
         self._systems: dict[str, tuple[int, hsv.DiagonalStateSpace]] = {}  # as the last attempt left them, and its step
         self._steps = 0
+        self._meter = None if ready is None else LossMeter(ready)
+        self._waiting = False  # an attempt is due and put off
+        self._delay = 0  # steps by which attempts that were put off have moved the schedule
+        self._abandoned = False  # the rest of the attempts would come after the end of the training
         self._due = schedule.steps[0]  # the next step at which something happens; 0: never
         self._clock = _StepClock()
 
-    def step(self) -> Event | None:
+    def step(self, loss: float | Tensor | None = None) -> Event | None:
         """Count one optimizer step, and make an attempt (or the guard's decision) if it is due.
+
+        Parameters
+        ----------
+        loss
+            The loss of this step; needed with `ready`, without effect otherwise.
 
         Returns
         -------
         Event or None
             None between attempts. An event says what was found in each layer, also where nothing was cut. With a guard
-            that decides later (``after_steps > 0``), a second event follows at its decision.
+            that decides later (``after_steps > 0``), a second event follows at its decision. With `ready`, an event says
+            that an attempt is put off, and another is the attempt itself, once the loss has fallen.
         """
         self._steps += 1
         self._clock.tick()
+        if self._meter is not None:
+            if loss is None:
+                self._steps -= 1
+                raise TypeError(
+                    "`loss` is missing: this compressor was made with `ready`, which waits for the loss to fall"
+                )
+            self._meter.see(loss)
         if self._steps != self._due:
             return None
         return self._act()
@@ -306,24 +216,58 @@ class InTrainingCompressor:
             self._initial_sizes, tuple(self._events), self.schedule.total_steps, self._steps, *self._clock.read()
         )
 
-    def _act(self) -> Event:
-        pending = self._pending
+    def _act(self) -> Event | None:
         try:
-            if pending is not None and pending.decision_step == self._steps:
-                event = self._decide(pending)
-            else:
-                event = self._attempt()
+            event = self._next_event()
         finally:  # an exception does not end the schedule for who catches it
             self._due = self._next_due()
-        self._events.append(dataclasses.replace(event, replaced={}))
-        self._clock.reset()
+        if event is not None:
+            self._events.append(dataclasses.replace(event, replaced={}))
+            self._clock.reset()
         return event
+
+    def _next_event(self) -> Event | None:
+        pending = self._pending
+        if pending is not None and pending.decision_step == self._steps:
+            return self._decide(pending)
+        objection = None if self._meter is None else self._meter.objection()
+        planned = self.schedule.steps[self._attempts_made] + self._delay
+        if self._steps >= self._last_attempt_step and (objection is not None or planned > self._steps):
+            self._abandoned = True
+            return self._no_attempt(objection or f"put off by {self._delay} steps, it would come after the end")
+        if objection is not None:
+            if self._waiting:
+                return None
+            self._waiting = True
+            return self._no_attempt(objection)
+        if self._waiting:
+            self._waiting = False
+            self._delay += self._steps - planned
+        return self._attempt()
+
+    def _no_attempt(self, objection: str) -> Event:
+        timed, attempt = self._clock.read(), self._attempts_made + 1
+        if self._abandoned:
+            reason = f"attempts {attempt} to {self.schedule.attempts} are not made: {objection}"
+        else:
+            reason = f"attempt {attempt} is put off: {objection}"
+        return Event(
+            attempt, self._steps, (), 0.0, put_off=True, reason=reason, steps_timed=timed[0], step_seconds=timed[1]
+        )
 
     def _next_due(self) -> int:
         if self._pending is not None:
             return self._pending.decision_step
         steps = self.schedule.steps
-        return steps[self._attempts_made] if self._attempts_made < len(steps) else 0
+        if self._attempts_made >= len(steps) or self._abandoned:
+            return 0
+        due = self._steps + 1 if self._waiting else steps[self._attempts_made] + self._delay
+        return min(due, self._last_attempt_step)
+
+    @property
+    def _last_attempt_step(self) -> int:
+        """The last step at which an attempt can be made and decided on before the training ends."""
+        return self.schedule.total_steps - (self.guard.after_steps if self.guard is not None else 0)
 
     def _attempt(self) -> Event:
         started = time.perf_counter()
@@ -345,12 +289,13 @@ class InTrainingCompressor:
         """Find out what the rule chooses for each layer; changes nothing but the systems that drift is measured from."""
         records: dict[str, LayerRecord] = {}
         plans: dict[str, PlannedCut] = {}
-        for name in self._layers:
-            layer = self.model.get_submodule(name)
+        layers = dict(self._named_layers())
+        observations = observe(self.model, layers, self.criteria, self.calibration, self.forward)
+        for name, layer in layers.items():
             adapter = adapter_of(layer)
             n = adapter.n_states(layer)
             try:
-                cut = adapter.reduce(layer, self.rule, self.criterion)
+                cut = plan_cut(adapter, layer, self.rule, self.criteria[name], observations.get(name))
             except HsvError as error:
                 spectrum = getattr(error, "hankel_singular_values", None)
                 records[name] = LayerRecord(name, "refused", n, n, None, spectrum, reason=str(error))
@@ -370,6 +315,8 @@ class InTrainingCompressor:
         layer = self.model.get_submodule(record.layer)
         try:
             system = adapter_of(layer).system(layer)
+            if system is None:  # it depends on the layer's input
+                return record
             before = self._systems.get(record.layer)
             self._systems[record.layer] = (self._steps, system)
             if before is None:
@@ -398,7 +345,7 @@ class InTrainingCompressor:
             objects=self._objects,
             random_state=random_state,
         )
-        sizes = {name: records[name].n_states_before for name in plans}
+        sizes = {name: size for name, size in layer_sizes(self.model).items() if name in plans}
         systems = dict(self._systems)
         try:
             before, seconds = self._evaluate()
@@ -424,7 +371,9 @@ class InTrainingCompressor:
 
     def _remember_systems(self, plans: Mapping[str, PlannedCut]) -> None:
         for name, plan in plans.items():
-            self._systems[name] = (self._steps, plan.adapter.system(plan.layer))
+            system = plan.adapter.system(plan.layer)
+            if system is not None:
+                self._systems[name] = (self._steps, system)
 
     def _decide(self, pending: _Pending) -> Event:
         assert self.guard is not None
@@ -458,21 +407,8 @@ class InTrainingCompressor:
         """The guard's metric and the seconds it took; leaves no trace in generators, modes or buffers."""
         assert self.guard is not None
         started = time.perf_counter()
-        random_state = RandomState.take()
-        modes = [(module, module.training) for module in self.model.modules()]
-        buffers = [(buffer, buffer.detach().clone()) for buffer in self.model.buffers()]
-        placement = Placement(self.model, None)
-        try:
-            with torch.no_grad():
-                return float(self.guard.evaluate()), time.perf_counter() - started
-        finally:
-            placement.restore()
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
-            for module, training in modes:
-                module.training = training
-            random_state.restore()
+        with without_trace(self.model):
+            return float(self.guard.evaluate()), time.perf_counter() - started
 
     def state_dict(self) -> dict[str, Any]:
         """All that :meth:`load_state_dict` needs to go on exactly: numbers, strings, lists, tensors.
@@ -485,14 +421,22 @@ class InTrainingCompressor:
             "schedule": [self.schedule.total_steps, list(self.schedule.window), self.schedule.attempts],
             "steps": self._steps,
             "attempts_made": self._attempts_made,
-            "sizes": {name: adapter_of(layer).n_states(layer) for name, layer in self._named_layers()},
+            "sizes": {name: size for name, size in layer_sizes(self.model).items() if name in self._layers},
             "history": self.history.to_dict(),
             "systems": _packed(self._systems),
+            "ready": None
+            if self._meter is None
+            else {
+                "waiting": self._waiting,
+                "delay": self._delay,
+                "abandoned": self._abandoned,
+                "losses": self._meter.state_dict(),
+            },
             "pending": None
             if pending is None
             else {
                 "decision_step": pending.decision_step,
-                "sizes": pending.sizes,
+                "sizes": {name: dict(size) for name, size in pending.sizes.items()},
                 "systems": _packed(pending.systems),
                 "snapshot": pending.snapshot.state_dict(),
             },
@@ -523,6 +467,15 @@ class InTrainingCompressor:
             raise HsvError(
                 f"`state` was saved for the layers {sorted(history.initial_sizes)}, and this compressor cuts {sorted(self._layers)}"
             )
+        if (state["ready"] is None) != (self._meter is None):
+            raise HsvError(
+                f"`state` was saved {'without' if state['ready'] is None else 'with'} `ready`, and this compressor was made "
+                f"{'without' if self._meter is None else 'with'} it"
+            )
+        if self._meter is not None:
+            self._meter.load_state_dict(state["ready"]["losses"])
+            self._waiting, self._delay = bool(state["ready"]["waiting"]), int(state["ready"]["delay"])
+            self._abandoned = bool(state["ready"]["abandoned"])
         pending = state["pending"]
         self._pending = None if pending is None else self._unpacked_pending(pending)
         resize_layers(self.model, state["sizes"], self.optimizer)
@@ -550,7 +503,7 @@ class InTrainingCompressor:
         return [(name, self.model.get_submodule(name)) for name in self._layers]
 
     def __repr__(self) -> str:
-        sizes = {name: size for name, size in layer_sizes(self.model).items() if name in self._layers}
+        sizes = {name: adapter_of(layer).n_states(layer) for name, layer in self._named_layers()}
         return f"InTrainingCompressor(step {self._steps}, {self._attempts_made} of {self.schedule.attempts} attempts, states {sizes})"
 
 

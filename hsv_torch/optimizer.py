@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from hsv import HsvError
-from hsv_torch.adapters import Cut, LayerAdapter, adapter_of, compressible_layers
+from hsv_torch.adapters import Cut, LayerAdapter, Replaced, adapter_of, compressible_layers
 
 Moments: TypeAlias = Literal["carry", "reset"]
-Replaced: TypeAlias = Mapping[str, tuple[nn.Parameter, nn.Parameter]]
 _ParameterState: TypeAlias = dict[str, Any]
 
 
@@ -277,25 +276,40 @@ def carry_moments(
     UnknownOptimizerError
         If the state cannot be carried; nothing has been changed then.
     """
-    old = {name: pair[0] for name, pair in replaced.items()}
+    old = {name: before for name, (before, _) in replaced.items() if before is not None}
     check_optimizer(optimizer, old, moments)
     states = carried_state(optimizer, adapter, cut, old) if moments == "carry" else {}
-    _replace_in_groups(optimizer, {pair[0]: pair[1] for pair in replaced.values()})
+    replace_in_optimizer(optimizer, replaced)
     for name, (_, new) in replaced.items():
-        if name in states:
+        if new is not None and name in states:
             optimizer.state[new] = states[name]
 
 
-def _replace_in_groups(optimizer: torch.optim.Optimizer, mapping: Mapping[nn.Parameter, nn.Parameter]) -> None:
+def replace_in_optimizer(optimizer: torch.optim.Optimizer, replaced: Replaced) -> None:
+    """Put a layer's new parameters where its old ones stood; what the optimizer knew of the old ones is forgotten.
+
+    A parameter that was not there before joins the group of the first one that was replaced; one that is gone leaves its group.
+    """
+    mapping = {old: new for old, new in replaced.values() if old is not None}
+    added = [new for old, new in replaced.values() if old is None and new is not None]
+    _replace_in_groups(optimizer, mapping)
     for group in optimizer.param_groups:
-        group["params"][:] = [mapping.get(parameter, parameter) for parameter in group["params"]]
+        if added and any(new is parameter for new in mapping.values() for parameter in group["params"]):
+            group["params"].extend(added)
+            return
+
+
+def _replace_in_groups(optimizer: torch.optim.Optimizer, mapping: Mapping[nn.Parameter, nn.Parameter | None]) -> None:
+    for group in optimizer.param_groups:
+        places = (mapping.get(parameter, parameter) for parameter in group["params"])
+        group["params"][:] = [parameter for parameter in places if parameter is not None]
     for old in mapping:
         optimizer.state.pop(old, None)
 
 
 def replace_parameters(
     model: nn.Module,
-    mapping: Mapping[nn.Parameter, nn.Parameter],
+    mapping: Mapping[nn.Parameter, nn.Parameter | None],
     optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
     """Put new parameters wherever old ones stand: in every module of the model, under every name, and in the optimizer.
@@ -308,7 +322,7 @@ def replace_parameters(
     model
         The model; changed in place.
     mapping
-        ``{old: new}``. An old parameter that stands nowhere is not an error.
+        ``{old: new}``; new is None for a parameter that is gone. An old parameter that stands nowhere is not an error.
     optimizer
         Its parameter groups keep their order and options.
 
@@ -322,7 +336,8 @@ def replace_parameters(
             if parameter is not None and parameter in mapping:
                 module._parameters[name] = mapping[parameter]
     for old, new in mapping.items():
-        take_over_attributes(old, new)
+        if new is not None:
+            take_over_attributes(old, new)
     if optimizer is not None:
         _replace_in_groups(optimizer, mapping)
 

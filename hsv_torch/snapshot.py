@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
 from collections.abc import Iterable, Iterator, Mapping
@@ -139,6 +140,26 @@ class Placement:
 def _refill(target: dict[Any, Any], content: Mapping[Any, Any]) -> None:
     target.clear()
     target.update(content)
+
+
+@contextlib.contextmanager
+def without_trace(model: nn.Module) -> Iterator[None]:
+    """Run the model inside, without gradients: modes, buffers, parameters' places and random generators are put back after it."""
+    random_state = RandomState.take()
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    placement = Placement(model, None)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        placement.restore()
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        for module, training in modes:
+            module.training = training
+        random_state.restore()
 
 
 def keepable(value: object) -> bool:

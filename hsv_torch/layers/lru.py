@@ -10,8 +10,8 @@ from typing_extensions import override
 
 import hsv
 from hsv import ShapeError
-from hsv_torch.adapters import Cut, LayerAdapter, put_parameters, register_adapter
-from hsv_torch.criteria import Criterion, DiagonalCut
+from hsv_torch.adapters import Cut, LayerAdapter, Observation, Replaced, put_parameters, register_adapter
+from hsv_torch.criteria import Criterion, DiagonalCriterion, DiagonalCut
 from hsv_torch.layers._checks import COMPLEX, check_choice, check_dtype, check_size, checked_input, without_padding
 from hsv_torch.scan import choose_mode, diagonal_state_space
 
@@ -225,7 +225,10 @@ class LRUAdapter(LayerAdapter):
 
     @override
     @torch.no_grad()
-    def reduce(self, layer: LRU, rule: hsv.Rule | int, criterion: Criterion) -> Cut:
+    def reduce(
+        self, layer: LRU, rule: hsv.Rule | int, criterion: Criterion, observation: Observation | None = None
+    ) -> Cut:
+        assert isinstance(criterion, DiagonalCriterion)
         plan = criterion.reduce(self.system(layer), rule)
         gamma = torch.sqrt(-torch.expm1(2 * plan.log_poles.real))
         plan = plan.rescale(gamma)
@@ -249,7 +252,7 @@ class LRUAdapter(LayerAdapter):
         )
 
     @override
-    def apply(self, layer: LRU, cut: Cut) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+    def apply(self, layer: LRU, cut: Cut) -> Replaced:
         return put_parameters(layer, cut.payload[2])
 
     @override
@@ -281,7 +284,7 @@ class LRUAdapter(LayerAdapter):
         return {name: tensor.to(covectors[name].dtype) for name, tensor in carried.items()}
 
     @override
-    def resize(self, layer: LRU, n_states: int) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+    def resize(self, layer: LRU, n_states: int, **form: int) -> Replaced:
         d_model, like = layer.d_model, layer.nu_log.detach()
         vector = like.new_zeros(n_states)
         return put_parameters(

@@ -38,7 +38,7 @@ def test_a_fresh_full_size_model_takes_the_small_one_and_training_goes_on_exactl
     fresh_optimizer = torch.optim.AdamW(fresh.parameters(), lr=1e-2)
     extra = load_into(fresh, path, optimizer=fresh_optimizer)
     assert extra == {"step": 3, "nested": [1.5, (None, "x")]}
-    assert layer_sizes(fresh) == {"blocks.0.ssm": 5, "blocks.1.ssm": 7}
+    assert layer_sizes(fresh) == {"blocks.0.ssm": {"n_states": 5}, "blocks.1.ssm": {"n_states": 7}}
     assert all(a is b for a, b in zip(fresh_optimizer.param_groups[0]["params"], fresh.parameters(), strict=True))
     model.eval(), fresh.eval()
     assert torch.equal(model(batch(5)[0]), fresh(batch(5)[0]))
@@ -64,7 +64,7 @@ def test_a_smaller_model_grows_to_the_stored_size(tmp_path):
     save_checkpoint(classifier(16), tmp_path / "m.pt")
     small = classifier(3)
     load_into(small, tmp_path / "m.pt")
-    assert layer_sizes(small) == {"blocks.0.ssm": 16, "blocks.1.ssm": 16}
+    assert layer_sizes(small) == {"blocks.0.ssm": {"n_states": 16}, "blocks.1.ssm": {"n_states": 16}}
 
 
 def test_a_model_without_such_layers_is_saved_too(tmp_path):
@@ -185,9 +185,9 @@ class TestBadFiles:
         optimizer = torch.optim.AdamW([{"params": [p]} for p in model.parameters()])
         with pytest.raises(CheckpointError, match="optimizer of other groups"):
             load_into(model, saved[2], optimizer=optimizer)
-        assert layer_sizes(model) == {"blocks.0.ssm": 16, "blocks.1.ssm": 16}
+        assert layer_sizes(model) == {"blocks.0.ssm": {"n_states": 16}, "blocks.1.ssm": {"n_states": 16}}
 
 
 def test_resize_of_an_unknown_layer():
     with pytest.raises(CheckpointError, match=r"\['x'\], which the model does not have; it has \['blocks.0.ssm'\]"):
-        resize_layers(classifier(n_blocks=1), {"x": 3})
+        resize_layers(classifier(n_blocks=1), {"x": {"n_states": 3}})

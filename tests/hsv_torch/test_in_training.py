@@ -14,9 +14,11 @@ from torch import nn
 
 import hsv
 from hsv_torch import LRU, CutRefusedError, RealHankel, adapters
+from hsv_torch.guard import Rollback
 from hsv_torch.history import History
-from hsv_torch.in_training import InTrainingCompressor, Rollback, Schedule
+from hsv_torch.in_training import InTrainingCompressor
 from hsv_torch.optimizer import UnknownOptimizerError
+from hsv_torch.schedule import Schedule
 from tests.hsv_torch.models import batch, classifier, train_step
 from tests.hsv_torch.toy_layer import Decays, third_party  # noqa: F401  (a fixture)
 

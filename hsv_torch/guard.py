@@ -1,0 +1,65 @@
+"""The guard: when a cut is undone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hsv import DtypeError, HsvError
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """A guard: puts back what a cut changed if a metric falls by more than is allowed.
+
+    What is put back, bit for bit: parameters (the same objects in the same places), buffers such as batch-norm
+    statistics, gradients, training modes, the optimizer, the objects in the compressor's `state`, and the global random
+    generators of Python, NumPy and torch. The metric is compared with that of the moment before the cut; a metric that is
+    NaN on either side counts as a fall. Later attempts are made all the same.
+
+    Parameters
+    ----------
+    evaluate
+        Called without arguments, returns the metric as a number. It is called without gradients, and whatever it does to
+        random generators, training modes and buffers is put back; it shall call ``model.eval()`` itself.
+    max_drop
+        Largest fall that is accepted, in units of the metric, not negative.
+    higher_is_better
+        False for a loss.
+    after_steps
+        0: evaluate right after the cut, and decide before the next batch. Otherwise train that many optimizer steps with
+        the small model first. If the cut is undone then, the steps are undone with it: the compressor's `state` must have
+        the data loader as ``"loader"`` so that it is rewound, and the training loop must ask it for a new iterator when
+        the event says ``undone``.
+    """
+
+    evaluate: Callable[[], Any]
+    max_drop: float
+    higher_is_better: bool = True
+    after_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if not callable(self.evaluate):
+            raise TypeError(f"`evaluate` must be callable without arguments, got {self.evaluate!r}")
+        if isinstance(self.max_drop, bool) or not isinstance(self.max_drop, int | float | np.number):
+            raise DtypeError(f"`max_drop` must be a number, got {self.max_drop!r}")
+        if not self.max_drop >= 0 or math.isinf(self.max_drop):
+            raise HsvError(f"`max_drop` must be a finite number not below 0, got {self.max_drop!r}")
+        if isinstance(self.after_steps, bool) or not isinstance(self.after_steps, int):
+            raise DtypeError(f"`after_steps` must be an int (optimizer steps), got {self.after_steps!r}")
+        if self.after_steps < 0:
+            raise HsvError(f"`after_steps` must be at least 0, got {self.after_steps}")
+
+    def objection(self, before: float, after: float) -> str | None:
+        """Why a cut with these metrics is to be undone, or None if it may stay."""
+        if math.isnan(before) or math.isnan(after):
+            return f"the metric is NaN (before the cut {before:g}, after it {after:g})"
+        drop = before - after if self.higher_is_better else after - before
+        if drop <= self.max_drop:  # false for inf - inf, too
+            return None
+        word = "fell" if self.higher_is_better else "rose"
+        return f"the metric {word} from {before:g} to {after:g}, by more than {self.max_drop:g}"
