@@ -97,8 +97,8 @@ class Mamba(nn.Module):
     >>> layer = hsv_torch.Mamba(d_model=4, n_states=8)
     >>> layer(torch.zeros(2, 7, 4)).shape
     torch.Size([2, 7, 4])
-    >>> layer.A_log.exp()[0]
-    tensor([1., 2., 3., 4., 5., 6., 7., 8.], grad_fn=<SelectBackward0>)
+    >>> layer.A_log.shape, layer.x_proj.weight.shape  # 8 channels; rank 1 for the step size, 8 rows for B and 8 for C
+    (torch.Size([8, 8]), torch.Size([17, 8]))
     """
 
     A_imag: nn.Parameter | None
