@@ -21,6 +21,8 @@ from numba.extending import intrinsic, register_model
 N_BYTES = 64  # of a vector
 GROUP = 8  # channels whose coefficients (real and imaginary) fill half of 32 vector registers
 CHUNK = 24
+SELECTIVE_CHUNK = 32
+SELECTIVE_BLOCKS = 4  # vectors of channels; with the chunk above, what the backward pass goes over for each state fits in the first-level cache
 
 _kernel = numba.njit(nogil=True, cache=True, error_model="numpy")
 
@@ -193,6 +195,97 @@ def negative(typingctx, a):
         return builder.fneg(args[0])
 
     return a(a), codegen
+
+
+@intrinsic
+def multiply(typingctx, a, b):
+    """``a b``, real."""
+
+    def codegen(context, builder, signature, args):
+        return builder.fmul(*args)
+
+    return a(a, b), codegen
+
+
+@intrinsic
+def sum_lanes(typingctx, vector):
+    """The sum of the lanes, halves onto halves."""
+
+    def codegen(context, builder, signature, args):
+        total = args[0]
+        while total.type.count > 1:
+            half = total.type.count // 2
+            low, high = (_shuffle(builder, total, total, range(k, k + half)) for k in (0, half))
+            total = builder.fadd(low, high)
+        return builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
+
+    return vector.part(vector), codegen
+
+
+# exp(r) = 1 + r + r^2 q(r) for |r| <= log(2) / 2: the q of least relative error (Remez), 2.5e-8 and 4.1e-17.
+_EXP = {
+    32: [
+        0.49999983584677028803,
+        0.16666601142946113569,
+        0.041673772291973458264,
+        0.0083591277566683551194,
+        0.0013339148117424071375,
+    ],
+    64: [
+        0.50000000000000022452,
+        0.1666666666666624589,
+        0.041666666666614860774,
+        0.0083333333337100158362,
+        0.0013888888918627888963,
+        0.00019841268812371922533,
+        0.000024801521217586635995,
+        2.7558400470391549809e-6,
+        2.7619581718434293407e-7,
+        2.4683923914902348192e-8,
+    ],
+}
+
+
+@intrinsic
+def exp(typingctx, vector):
+    """``exp`` of each lane to two units in the last place; 0 below twice the least normal number, infinity and NaN as they should be."""
+
+    def codegen(context, builder, signature, args):
+        (x,) = args
+        bits = vector.part.bitwidth
+        mantissa, bias = (23, 127) if bits == 32 else (52, 1023)
+        integers = ir.VectorType(ir.IntType(bits), x.type.count)
+
+        def constant(value):
+            return ir.Constant(x.type, [float(value)] * x.type.count)
+
+        # Outside of these every result is 0 or infinity; a NaN passes, for every comparison with it is false.
+        for bound, outside in ((-bias * np.log(2), "<"), ((bias + 2) * np.log(2), ">")):
+            x = builder.select(builder.fcmp_ordered(outside, x, constant(bound)), constant(bound), x)
+        # x = k log 2 + r. Adding a number whose last place is 1 rounds to an integer, and leaves k + bias - 1 in the last bits.
+        shift = 1.5 * 2.0**mantissa + bias - 1
+        shifted = _fma(builder, x, constant(1 / np.log(2)), constant(shift))
+        k = builder.fsub(shifted, constant(shift))
+        r = x
+        for part in _split_log_2(bits):
+            r = _fma(builder, k, constant(-part), r)
+        q = constant(_EXP[bits][-1])
+        for coefficient in _EXP[bits][-2::-1]:
+            q = _fma(builder, q, r, constant(coefficient))
+        one = _fma(builder, _fma(builder, q, r, constant(1)), r, constant(1))
+        # 2^(k - 1) written into the exponent; it is 0 for the least k. The other 2 keeps the largest results finite.
+        power = builder.shl(builder.bitcast(shifted, integers), ir.Constant(integers, [mantissa] * x.type.count))
+        return builder.fmul(builder.fadd(one, one), builder.bitcast(power, x.type))
+
+    return vector(vector), codegen
+
+
+def _split_log_2(bits: int) -> tuple[float, float]:
+    """``log(2)`` as the sum of two numbers of a precision."""
+    if bits == 32:
+        high = float(np.float32(np.log(2)))
+        return high, np.log(2) - high
+    return np.log(2), float.fromhex("0x1.abc9e3b39803fp-56")
 
 
 @intrinsic
@@ -663,3 +756,144 @@ def linear_backward(first, last, n_blocks, past_caches, a, h, initial, dh, du, d
                 da_flat[slope + i] += g * np.conj(before[previous + i])
                 carry[i] = np.conj(a_flat[pole + i]) * g
         d_initial[b, low:high] = carry[low:high]
+
+
+@_kernel
+def _blocks_of(part, n_parts, n_blocks):
+    return part * n_blocks // n_parts, (part + 1) * n_blocks // n_parts
+
+
+@_kernel
+def selective_forward(first, last, n_parts, x, delta, A, B, C, initial, y, state, saved):
+    """Tasks ``first`` to ``last`` of the selective scan; a task is a sequence and one of ``n_parts`` of the channels.
+
+    There is a channel in each lane. ``x, delta, y (batch, length, blocks lanes)``; ``A (blocks, n lanes)``: for each state a vector of
+    channels; ``B, C (batch, length, n)``; ``initial, state (batch, blocks, n lanes)``. ``saved (batch, blocks, chunks, n lanes)`` takes the
+    states before each chunk, unless it has no chunks.
+    """
+    _, length, n = B.shape
+    lanes = N_BYTES // x.itemsize
+    width = x.shape[2]
+    n_blocks = width // lanes
+    x_flat, delta_flat, y_flat, B_flat, C_flat = x.ravel(), delta.ravel(), y.ravel(), B.ravel(), C.ravel()
+    rates, now = _aligned(n * lanes, x), _aligned(n * lanes, x)
+    for task in range(first, last):
+        b = task // n_parts
+        low, high = _blocks_of(task % n_parts, n_parts, n_blocks)
+        for block in range(low, high):
+            rates[:] = A[block]
+            now[:] = initial[b, block]
+            for t in range(length):
+                if saved.shape[2] > 0 and t % SELECTIVE_CHUNK == 0:
+                    saved[b, block, t // SELECTIVE_CHUNK] = now
+                at = (b * length + t) * width + block * lanes
+                row = (b * length + t) * n
+                step = load(delta_flat, at)
+                drive = multiply(step, load(x_flat, at))
+                output = zero(step)
+                for i in range(n):
+                    h = multiply(splat(B_flat, row + i), drive)
+                    h = multiply_add(exp(multiply(step, load(rates, i * lanes))), load(now, i * lanes), h)
+                    store(now, i * lanes, h)
+                    output = multiply_add(splat(C_flat, row + i), h, output)
+                store(y_flat, at, output)
+            state[b, block] = now
+
+
+@_kernel
+def _selective_states(delta_rows, drive_rows, row, stride, n_steps, rate, B_columns, column, now, a, h):
+    """Decays ``a`` and states ``h`` of a chunk, of one state of a vector of channels; ``h`` begins with ``now``, the state before it."""
+    lanes = N_BYTES // a.itemsize
+    store(h, 0, now)
+    for t in range(n_steps):
+        decay = exp(multiply(load(delta_rows, row + t * stride), rate))
+        now = multiply_add(decay, now, multiply(splat(B_columns, column + t), load(drive_rows, row + t * stride)))
+        store(a, t * lanes, decay)
+        store(h, (t + 1) * lanes, now)
+
+
+@_kernel
+def selective_backward(first, last, n_parts, x, delta, A, B, C, saved, dy, d_state, dx, d_delta, dA, dB, dC, d_initial):
+    """Gradients of ``selective_forward``, chunks from last to first; the states inside a chunk are computed again.
+
+    With ``g`` the gradient of the states, ``g[t] = C[t] dy[t] + a[t+1] g[t+1]``, and ``q[t] = g[t] a[t] h[t-1]``: ``d_drive = sum of B g`` over
+    the states, where ``drive = delta x``; ``d_delta = d_drive x + sum of A q``; ``dA = sum of delta q`` over time; and over the
+    channels ``dB = sum of g drive`` and ``dC = sum of h dy``.
+
+    ``dA (batch, blocks, n lanes)``; ``dB, dC (batch, parts, length, n)``: their sums over the batch or the parts are for the caller.
+    """
+    _, length, n = B.shape
+    lanes = N_BYTES // x.itemsize
+    width = x.shape[2]
+    n_blocks = width // lanes
+    size = SELECTIVE_CHUNK * SELECTIVE_BLOCKS * lanes
+    x_flat, delta_flat, dy_flat = x.ravel(), delta.ravel(), dy.ravel()
+    dx_flat, d_delta_flat = dx.ravel(), d_delta.ravel()
+    A_flat, dA_flat, saved_flat, carry = A.ravel(), dA.ravel(), saved.ravel(), d_initial.ravel()
+    delta_rows, drive_rows, dy_rows = _aligned(size, x), _aligned(size, x), _aligned(size, x)
+    Bg_rows, Aq_rows = _aligned(size, x), _aligned(size, x)  # sums over the states
+    a, h = _aligned(SELECTIVE_CHUNK * lanes, x), _aligned((SELECTIVE_CHUNK + 1) * lanes, x)
+    B_columns, C_columns = _aligned(n * SELECTIVE_CHUNK, x), _aligned(n * SELECTIVE_CHUNK, x)
+    dB_lanes, dC_lanes = _aligned(SELECTIVE_CHUNK * lanes, x), _aligned(SELECTIVE_CHUNK * lanes, x)
+    for task in range(first, last):
+        b, part = task // n_parts, task % n_parts
+        low, high = _blocks_of(part, n_parts, n_blocks)
+        dA[b, low:high] = 0
+        dB[b, part] = 0
+        dC[b, part] = 0
+        d_initial[b, low:high] = d_state[b, low:high]
+        for chunk in range(saved.shape[2] - 1, -1, -1):
+            start = chunk * SELECTIVE_CHUNK
+            n_steps = min(SELECTIVE_CHUNK, length - start)
+            for t in range(n_steps):
+                for i in range(n):
+                    B_columns[i * SELECTIVE_CHUNK + t] = B[b, start + t, i]
+                    C_columns[i * SELECTIVE_CHUNK + t] = C[b, start + t, i]
+            for group in range(low, high, SELECTIVE_BLOCKS):
+                stride = min(SELECTIVE_BLOCKS, high - group) * lanes
+                for t in range(n_steps):
+                    for k in range(0, stride, lanes):
+                        at, row = (b * length + start + t) * width + group * lanes + k, t * stride + k
+                        step = load(delta_flat, at)
+                        store(delta_rows, row, step)
+                        store(drive_rows, row, multiply(step, load(x_flat, at)))
+                        store(dy_rows, row, load(dy_flat, at))
+                        store(Bg_rows, row, zero(step))
+                        store(Aq_rows, row, zero(step))
+                for i in range(n):
+                    column = i * SELECTIVE_CHUNK
+                    dB_lanes[:] = 0
+                    dC_lanes[:] = 0
+                    for k in range(0, stride, lanes):
+                        block = group + k // lanes
+                        at = ((b * n_blocks + block) * n + i) * lanes
+                        rate = load(A_flat, (block * n + i) * lanes)
+                        now = load(saved_flat, (((b * n_blocks + block) * saved.shape[2] + chunk) * n + i) * lanes)
+                        _selective_states(
+                            delta_rows, drive_rows, k, stride, n_steps, rate, B_columns, column, now, a, h
+                        )
+                        later, slope = load(carry, at), zero(now)  # carry: a[t+1] g[t+1]
+                        for t in range(n_steps - 1, -1, -1):
+                            row = k + t * stride
+                            out = load(dy_rows, row)
+                            g = multiply_add(splat(C_columns, column + t), out, later)
+                            state = load(h, (t + 1) * lanes)
+                            store(dC_lanes, t * lanes, multiply_add(out, state, load(dC_lanes, t * lanes)))
+                            drive = load(drive_rows, row)
+                            store(dB_lanes, t * lanes, multiply_add(g, drive, load(dB_lanes, t * lanes)))
+                            store(Bg_rows, row, multiply_add(splat(B_columns, column + t), g, load(Bg_rows, row)))
+                            later = multiply(load(a, t * lanes), g)
+                            q = multiply(later, load(h, t * lanes))
+                            store(Aq_rows, row, multiply_add(rate, q, load(Aq_rows, row)))
+                            slope = multiply_add(load(delta_rows, row), q, slope)
+                        store(carry, at, later)
+                        store(dA_flat, at, add(slope, load(dA_flat, at)))
+                    for t in range(n_steps):
+                        dB[b, part, start + t, i] += sum_lanes(load(dB_lanes, t * lanes))
+                        dC[b, part, start + t, i] += sum_lanes(load(dC_lanes, t * lanes))
+                for t in range(n_steps):
+                    for k in range(0, stride, lanes):
+                        at, row = (b * length + start + t) * width + group * lanes + k, t * stride + k
+                        slope = load(Bg_rows, row)
+                        store(dx_flat, at, multiply(load(delta_flat, at), slope))
+                        store(d_delta_flat, at, multiply_add(load(x_flat, at), slope, load(Aq_rows, row)))

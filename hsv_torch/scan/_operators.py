@@ -12,6 +12,7 @@ from hsv_torch.scan import _threads
 N_BYTES = 64
 CHUNK = 24
 GROUP = 8
+SELECTIVE_CHUNK = 32
 
 _REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 _COMPLEX = {real: cplx for cplx, real in _REAL.items()}
@@ -187,5 +188,108 @@ def _diagonal_gradients(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None,
 diagonal_scan.register_autograd(_diagonal_gradients, setup_context=_save_diagonal)
 
 
-for _operator in (linear_scan_backward, diagonal_scan_backward):
+# --- h[t, c] = exp(delta[t, c] A[c]) h[t-1, c] + delta[t, c] x[t, c] B[t], y[t, c] = <C[t], h[t, c]> ---------------------
+
+
+def _lanes(like: Tensor) -> int:
+    return N_BYTES // like.element_size()
+
+
+def _whole_vectors(signal: Tensor) -> Tensor:
+    """The last axis, of channels, filled up with zeros to whole vectors."""
+    missing = -signal.shape[-1] % _lanes(signal)
+    return torch.nn.functional.pad(signal, (0, missing)) if missing else signal
+
+
+def _vectors(states: Tensor) -> np.ndarray:
+    """``(..., d, n)`` as ``(..., blocks, n lanes)``: for each state vectors of channels."""
+    return _array(_whole_vectors(states.mT).unflatten(-1, (-1, _lanes(states))).transpose(-2, -3).flatten(-2))
+
+
+def _from_vectors(vectors: np.ndarray, d: int, n: int) -> Tensor:
+    """The inverse of ``_vectors``."""
+    states = torch.from_numpy(vectors).unflatten(-1, (n, -1)).mT.flatten(-3, -2)
+    return states[..., :d, :].clone(memory_format=torch.contiguous_format)
+
+
+def _parts(x: Tensor) -> int:
+    """Into how many parts to cut the channels, where sequences are few: by sizes alone, for the sums over channels depend on it."""
+    return min(-(-x.shape[2] // _lanes(x)), -(-8 // x.shape[0]))
+
+
+def _selective_saved_shape(x: Tensor, n: int, save: bool) -> tuple[int, int, int, int]:
+    chunks = -(-x.shape[1] // SELECTIVE_CHUNK) if save else 0
+    return x.shape[0], -(-x.shape[2] // _lanes(x)), chunks, n * _lanes(x)
+
+
+def _selective_arrays(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[np.ndarray, ...]:
+    return _array(_whole_vectors(x)), _array(_whole_vectors(delta)), _vectors(A), _array(B), _array(C)
+
+
+@torch.library.custom_op("hsv_torch::selective_scan", mutates_args=(), device_types="cpu")
+def selective_scan(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor, save: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs, the last state, and the states between chunks if the backward pass will need them."""
+    batch, _, d = x.shape
+    n = A.shape[1]
+    saved = x.new_empty(_selective_saved_shape(x, n, save))
+    if not (x.numel() and n):
+        return torch.zeros_like(x), initial.clone(memory_format=torch.contiguous_format), saved
+    first, y = _vectors(initial), _empty(_whole_vectors(x))
+    last = np.empty_like(first)
+    arguments = *_selective_arrays(x, delta, A, B, C), first, y.numpy(), last, saved.numpy()
+    n_parts = _parts(x)
+    _threads.run(_kernels().selective_forward, batch * n_parts, n_parts, *arguments, operations=8 * x.numel() * n)
+    return y[..., :d].contiguous(), _from_vectors(last, d, n), saved
+
+
+@selective_scan.register_fake
+def _(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor, save: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty(x), _empty(initial), x.new_empty(_selective_saved_shape(x, A.shape[1], save))
+
+
+@torch.library.custom_op("hsv_torch::selective_scan_backward", mutates_args=(), device_types="cpu")
+def selective_scan_backward(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, saved: Tensor, dy: Tensor, d_state: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of ``x``, ``delta``, ``A``, ``B``, ``C`` and ``initial``."""
+    batch, length, d = x.shape
+    n = A.shape[1]
+    if not (x.numel() and n):
+        zeros = [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (x, delta, A, B, C)]
+        return *zeros, d_state.clone(memory_format=torch.contiguous_format)  # type: ignore[return-value]
+    n_parts, dx, d_delta, last = _parts(x), *(_empty(_whole_vectors(x)) for _ in range(2)), _vectors(d_state)
+    dA, d_initial = np.empty_like(last), np.empty_like(last)
+    dB, dC = (np.empty((batch, n_parts, length, n), last.dtype) for _ in range(2))
+    arguments = *_selective_arrays(x, delta, A, B, C), saved.numpy(), _array(_whole_vectors(dy)), last
+    results = dx.numpy(), d_delta.numpy(), dA, dB, dC, d_initial
+    kernel = _kernels().selective_backward
+    _threads.run(kernel, batch * n_parts, n_parts, *arguments, *results, operations=24 * x.numel() * n)
+    signals = dx[..., :d].contiguous(), d_delta[..., :d].contiguous()
+    d_B, d_C = (torch.from_numpy(sums).sum(1) for sums in (dB, dC))
+    return *signals, _from_vectors(dA.sum(0), d, n), d_B, d_C, _from_vectors(d_initial, d, n)
+
+
+@selective_scan_backward.register_fake
+def _(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, saved: Tensor, dy: Tensor, d_state: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _empty(x), _empty(delta), _empty(A), _empty(B), _empty(C), _empty(d_state)
+
+
+def _save_selective(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:5], output[2])
+
+
+def _selective_gradients(ctx: Any, dy: Tensor, d_state: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return *selective_scan_backward(*ctx.saved_tensors, dy, d_state), None
+
+
+selective_scan.register_autograd(_selective_gradients, setup_context=_save_selective)
+
+
+for _operator in (linear_scan_backward, diagonal_scan_backward, selective_scan_backward):
     _operator.register_autograd(refuse_second_derivative)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from hsv import DtypeError, ShapeError
-from hsv_torch.scan import _associative
+from hsv_torch.scan import _associative, _operators
+from hsv_torch.scan._linear import has_kernel
 
 
 @overload
@@ -113,5 +114,10 @@ def selective_scan(
         dtype = torch.promote_types(dtype, tensor.dtype)
     if dtype not in (torch.float32, torch.float64):
         raise DtypeError(f"there is no selective scan in {dtype}; convert the arguments to float32 or float64")
-    y, state = _associative.selective_scan(*(tensor.to(dtype) for tensor in tensors))
+    arguments = [tensor.to(dtype) for tensor in tensors]
+    if has_kernel(x.device):
+        save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        y, state, _ = _operators.selective_scan(*arguments, save)
+    else:
+        y, state = _associative.selective_scan(*arguments)
     return (y, state) if return_state else y
