@@ -20,11 +20,13 @@ from hsv_torch.history import CompressionReport, Drift, Event, History, LayerRec
 from hsv_torch.in_training import InTrainingCompressor
 from hsv_torch.layers.lru import LRU
 from hsv_torch.layers.mamba import Mamba
+from hsv_torch.layers.s5 import S5
 from hsv_torch.optimizer import UnknownOptimizerError, parameter_groups
 from hsv_torch.schedule import LossFalls, Schedule
 
 __all__ = [
     "LRU",
+    "S5",
     "CheckpointError",
     "ComplexHankel",
     "CompressionReport",

@@ -2,5 +2,6 @@
 
 from hsv_torch.layers.lru import LRU
 from hsv_torch.layers.mamba import Mamba
+from hsv_torch.layers.s5 import S5
 
-__all__ = ["LRU", "Mamba"]
+__all__ = ["LRU", "S5", "Mamba"]
