@@ -248,7 +248,7 @@ _EXP = {
 
 @intrinsic
 def exp(typingctx, vector):
-    """``exp`` of each lane to two units in the last place; 0 below twice the least normal number, infinity and NaN as they should be."""
+    """``exp`` of each lane to two units in the last place; 0 below 1.5 times the least normal number."""
 
     def codegen(context, builder, signature, args):
         (x,) = args
@@ -260,7 +260,7 @@ def exp(typingctx, vector):
             return ir.Constant(x.type, [float(value)] * x.type.count)
 
         # Outside of these every result is 0 or infinity; a NaN passes, for every comparison with it is false.
-        for bound, outside in ((-bias * np.log(2), "<"), ((bias + 2) * np.log(2), ">")):
+        for bound, outside in (((1 - bias) * np.log(2), "<"), ((bias + 2) * np.log(2), ">")):
             x = builder.select(builder.fcmp_ordered(outside, x, constant(bound)), constant(bound), x)
         # x = k log 2 + r. Adding a number whose last place is 1 rounds to an integer, and leaves k + bias - 1 in the last bits.
         shift = 1.5 * 2.0**mantissa + bias - 1
