@@ -1,6 +1,7 @@
 """Gramians, Hankel singular values and balanced model reduction for NumPy, CuPy and torch arrays."""
 
 from hsv import time_varying
+from hsv._discretize import discretize
 from hsv._errors import (
     DtypeError,
     HsvError,
@@ -18,6 +19,7 @@ from hsv._lyapunov import solve_continuous_lyapunov, solve_discrete_lyapunov, so
 from hsv._norms import h2_norm, hankel_norm, hinf_error, hinf_norm
 from hsv._order import ErrorBound, HankelEnergy, HankelSum, Order, Rule, Threshold, as_rule
 from hsv._reduction import Reduction, balance, balanced_truncation
+from hsv._singular_perturbation import singular_perturbation
 from hsv._split import split_unstable
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, diagonalize, real_part
 from hsv.interop import from_control, to_control
@@ -50,6 +52,7 @@ __all__ = [
     "controllability_factor",
     "controllability_gramian",
     "diagonalize",
+    "discretize",
     "from_control",
     "h2_norm",
     "hankel_norm",
@@ -59,6 +62,7 @@ __all__ = [
     "observability_factor",
     "observability_gramian",
     "real_part",
+    "singular_perturbation",
     "solve_continuous_lyapunov",
     "solve_discrete_lyapunov",
     "solve_lyapunov_factored",

@@ -148,7 +148,7 @@ def balanced_truncation(sys: LinearSystem, rule: Rule | int) -> Reduction:
         conjugate_transpose(factors.observability) @ factors.controllability, full_matrices=False
     )
     sigma_host = to_host(sigma)
-    orders, notes = _choose_orders(rule, sigma_host)
+    orders, notes = choose_orders(rule, sigma_host)
     r = max(int(orders.max(initial=1)), 1)
 
     orders_device = from_host(orders, sigma)
@@ -163,13 +163,13 @@ def balanced_truncation(sys: LinearSystem, rule: Rule | int) -> Reduction:
     reduced = _project(sys, left, right, keep)
     if isinstance(sys, DiagonalStateSpace) and sys._conjugate_pairs:
         left, right = from_real_coordinates(left), from_real_coordinates(right)
-    bound = _error_bound(sigma_host, orders)
-    _check_stability(reduced, sigma_host, orders)
+    bound = error_bound(sigma_host, orders)
+    check_stability(reduced, sigma_host, orders)
     return Reduction(
         system=reduced,
         orders=orders_device,
         hankel_singular_values=round_to(sigma, real(sys.B)),
-        error_bound=_round_up(from_host(bound, sigma), sys),
+        error_bound=round_up(from_host(bound, sigma), sys),
         left=round_to(left, sys.B),
         right=round_to(right, sys.B),
         notes=notes,
@@ -200,13 +200,14 @@ def numerical_rank(sigma: np.ndarray) -> np.ndarray:
     return np.asarray(np.sum(sigma > sigma.shape[-1] * _EPS * sigma[..., :1], axis=-1))
 
 
-def _choose_orders(rule: Rule, sigma: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+def choose_orders(rule: Rule, sigma: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Orders within the numerical rank ``(...)``, and what is remarkable about them, warned of as well."""
     orders = rule.choose(sigma)
     rank = numerical_rank(sigma)
     notes = []
     if np.any(orders > rank):
         if isinstance(rule, ErrorBound):
-            best = _error_bound(sigma, rank).max(initial=0.0)
+            best = error_bound(sigma, rank).max(initial=0.0)
             raise OrderError(
                 f"no order meets ErrorBound({rule.bound:g}): the smallest bound that double precision can certify is {best:.3g}"
             )
@@ -260,7 +261,7 @@ def _project(sys: LinearSystem, left: Array, right: Array, keep: Array) -> State
     return StateSpace(A, B, C, sys.D, dt=sys.dt)
 
 
-def _error_bound(sigma: np.ndarray, orders: np.ndarray) -> np.ndarray:
+def error_bound(sigma: np.ndarray, orders: np.ndarray) -> np.ndarray:
     """``2 * sum`` of the discarded values, each allowed its rounding error, rounded up."""
     n = sigma.shape[-1]
     discarded = np.arange(n) >= orders[..., None]
@@ -268,7 +269,8 @@ def _error_bound(sigma: np.ndarray, orders: np.ndarray) -> np.ndarray:
     return np.asarray(2 * np.sum(np.where(discarded, sigma + allowance, 0.0), axis=-1) * (1 + 2 * n * _EPS))
 
 
-def _round_up(bound: Array, sys: LinearSystem) -> Array:
+def round_up(bound: Array, sys: LinearSystem) -> Array:
+    """Round a bound to the precision of the system, never down."""
     xp = namespace(bound)
     rounded = round_to(bound, real(sys.B))
     if rounded.dtype == bound.dtype:
@@ -277,8 +279,8 @@ def _round_up(bound: Array, sys: LinearSystem) -> Array:
     return xp.where(widen(rounded) < bound, rounded * (1 + unit), rounded)
 
 
-def _check_stability(reduced: StateSpace, sigma: np.ndarray, orders: np.ndarray) -> None:
-    """The promise of balanced truncation, checked on the rounded result."""
+def check_stability(reduced: StateSpace, sigma: np.ndarray, orders: np.ndarray) -> None:
+    """The promise of balanced reductions, checked on the rounded result."""
     margin = to_host(stability_margin(reduced))
     if np.all(margin > 0):
         return
