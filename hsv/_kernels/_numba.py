@@ -5,10 +5,15 @@ loop is a vectorisable ``y += a x`` over memory in order. A twin's meaning and a
 are those of the function of the same name in `_reference`.
 """
 
-import numpy as np
-from numba import njit
+import math
+from typing import Any
 
-from hsv._kernels._reference import ComplexArray, RealArray
+import llvmlite.ir as ir  # type: ignore[import-untyped]
+import numpy as np
+from numba import njit, types
+from numba.extending import intrinsic, overload
+
+from hsv._kernels._reference import ComplexArray, Real, RealArray
 
 
 @njit(cache=True, nogil=True)
@@ -253,3 +258,192 @@ def cauchy_factor(generators: ComplexArray, differences: ComplexArray, denominat
                 G[0, i] = -quotient * differences[b, p, i]
         factor[b] = L.T
     return factor
+
+
+@intrinsic
+def _bits(typingctx: Any, x: Any) -> Any:
+    """The integer with the bits of a floating-point number."""
+    width = x.bitwidth
+    integer = types.int32 if width == 32 else types.int64
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(width))
+
+    return integer(x), codegen
+
+
+@intrinsic
+def _from_bits(typingctx: Any, i: Any) -> Any:
+    """The floating-point number with the bits of an integer."""
+    single = i.bitwidth == 32
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.FloatType() if single else ir.DoubleType())
+
+    return (types.float32 if single else types.float64)(i), codegen
+
+
+def _exp(x: Any) -> Any:
+    """``exp(x)`` for ``x <= 0``, to two roundings; below the smallest normal number it stays there."""
+    return np.exp(x)
+
+
+# np.exp is a call that LLVM cannot put into vector registers. With x = k ln 2 + r, |r| <= ln(2) / 2, exp(x) = 2^k exp(r): adding
+# 1.5 times 2^(bits of the fraction) rounds x / ln 2 to k and leaves k in the last bits, from where a shift brings it to the exponent.
+# exp(r) is its Taylor series; the terms left out are below a tenth of a rounding. ln 2 has two parts: k times the first is exact.
+@overload(_exp, jit_options={"fastmath": {"contract"}})
+def _exp_overload(x: Any) -> Any:
+    return _single_exp() if x.bitwidth == 32 else _double_exp()
+
+
+def _single_exp() -> Any:
+    one, lowest, magic, shift = np.float32(1.0), np.float32(-87.0), np.float32(1.5 * 2.0**23), np.int32(23)
+    log2e, ln2, ln2_rest = np.float32(1.4426950408889634), np.float32(0.693359375), np.float32(-2.12194440e-4)
+    t2, t3, t4, t5, t6, t7 = (np.float32(1.0 / math.factorial(k)) for k in range(2, 8))
+
+    def single(x: Any) -> Any:
+        x = lowest if x < lowest else x
+        z = x * log2e + magic
+        k = z - magic
+        r = (x - k * ln2) - k * ln2_rest
+        e = one + r * (one + r * (t2 + r * (t3 + r * (t4 + r * (t5 + r * (t6 + r * t7))))))
+        return _from_bits(np.int32(_bits(e) + (_bits(z) << shift)))  # type: ignore[call-arg]
+
+    return single
+
+
+def _double_exp() -> Any:
+    lowest, magic, shift = -708.0, 1.5 * 2.0**52, np.int64(52)
+    log2e, ln2, ln2_rest = 1.4426950408889634, 0.6931471803691238, 1.9082149292705877e-10
+    t2, t3, t4, t5, t6, t7, t8, t9, t10, t11, t12, t13 = (1.0 / math.factorial(k) for k in range(2, 14))
+
+    def double(x: Any) -> Any:
+        x = lowest if x < lowest else x
+        z = x * log2e + magic
+        k = z - magic
+        r = (x - k * ln2) - k * ln2_rest
+        e = t7 + r * (t8 + r * (t9 + r * (t10 + r * (t11 + r * (t12 + r * t13)))))
+        e = 1.0 + r * (1.0 + r * (t2 + r * (t3 + r * (t4 + r * (t5 + r * (t6 + r * e))))))
+        return _from_bits(_bits(e) + (_bits(z) << shift))  # type: ignore[call-arg]
+
+    return double
+
+
+# The sums of this many steps are kept in the precision of the arrays before they go to the double-precision ones.
+_PART = 64
+
+
+# Multiplications and additions may be fused; nothing is reordered. Each loop touches few arrays: LLVM vectorises a loop only if
+# few comparisons of addresses show that the arrays do not overlap.
+@njit(cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")
+def selective_forward(
+    first: int,
+    last: int,
+    base: int,
+    A: Real,
+    delta: Real,
+    x: Real,
+    weight: Real,
+    B: Real,
+    C: Real,
+    white: bool,
+    carry: Real,
+    poles: RealArray,
+    second: RealArray,
+    product: RealArray,
+    states: Real,
+) -> None:
+    """See `hsv._kernels._reference.selective_forward`."""
+    n, length = A.shape[1], delta.shape[0]
+    a, part_a, part_p, part_c = np.empty_like(A[0]), np.empty_like(A[0]), np.empty_like(A[0]), np.empty_like(A[0])
+    h, p, squares = np.empty_like(A[0]), np.empty_like(A[0]), C * C
+    keep = states.size > 0
+    for k in range(first, last):
+        c = base + k
+        rates = A[c]
+        h[:], p[:] = carry[0, c], carry[1, c]
+        part_a[:], part_p[:], part_c[:] = 0.0, 0.0, 0.0
+        for t in range(length):
+            step = delta[t, c]
+            inputs, outputs = B[t], squares[t]
+            for j in range(n):
+                a[j] = _exp(step * rates[j])
+            if keep or not white:
+                scale = step * x[t, c]
+                for j in range(n):
+                    h[j] = a[j] * h[j] + scale * inputs[j]
+                if keep:
+                    states[k, t] = h
+            if white:
+                scale = step * step
+                for j in range(n):
+                    p[j] = (a[j] * a[j]) * p[j] + scale * (inputs[j] * inputs[j])
+            else:
+                for j in range(n):
+                    p[j] = h[j] * h[j]
+            scale = weight[t, c] * weight[t, c]
+            for j in range(n):
+                part_a[j] += a[j]
+            for j in range(n):
+                part_p[j] += p[j]
+            for j in range(n):
+                part_c[j] += (scale * outputs[j]) * p[j]
+            if (t + 1) % _PART == 0 or t + 1 == length:
+                for j in range(n):
+                    poles[c, j] += part_a[j]
+                    second[c, j] += part_p[j]
+                    product[c, j] += part_c[j]
+                part_a[:], part_p[:], part_c[:] = 0.0, 0.0, 0.0
+        carry[0, c], carry[1, c] = h, p
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")
+def selective_backward(
+    first: int,
+    last: int,
+    base: int,
+    A: Real,
+    delta: Real,
+    signs: Real,
+    weight: Real,
+    C: Real,
+    counted: bool,
+    carry: Real,
+    second: RealArray,
+    adjoints: Real,
+) -> None:
+    """See `hsv._kernels._reference.selective_backward`."""
+    n, length = A.shape[1], delta.shape[0]
+    a, g, q, part, squares = np.empty_like(A[0]), np.empty_like(A[0]), np.empty_like(A[0]), np.empty_like(A[0]), C * C
+    keep = adjoints.size > 0
+    for k in range(first, last):
+        c = base + k
+        rates = A[c]
+        g[:], q[:] = carry[0, c], carry[1, c]
+        part[:] = 0.0
+        for t in range(length - 1, -1, -1):
+            step, scale = delta[t, c], weight[t, c] * weight[t, c]
+            outputs = squares[t]
+            for j in range(n):
+                a[j] = _exp(step * rates[j])
+            for j in range(n):
+                q[j] += scale * outputs[j]
+            if counted:
+                for j in range(n):
+                    part[j] += q[j]
+            for j in range(n):
+                q[j] *= a[j] * a[j]
+            if keep:
+                scale = weight[t, c] * signs[t, c]
+                outputs = C[t]
+                for j in range(n):
+                    g[j] += scale * outputs[j]
+                if counted:
+                    adjoints[k, t] = g
+                for j in range(n):
+                    g[j] *= a[j]
+            if t % _PART == 0:
+                for j in range(n):
+                    second[c, j] += part[j]
+                part[:] = 0.0
+        carry[0, c], carry[1, c] = g, q

@@ -1,6 +1,6 @@
 """The kernels in plain NumPy: what each one means, and what `_numba` is compared with.
 
-All matrices are complex128 with one leading batch axis. ``T`` and ``S`` are upper
+All matrices are complex128 with one leading batch axis, unless a kernel says otherwise. ``T`` and ``S`` are upper
 triangular (a complex Schur form); nothing below their diagonals is read. The callers have
 checked shapes, stability and solvability.
 """
@@ -11,6 +11,7 @@ from scipy.linalg import solve_triangular
 
 ComplexArray = NDArray[np.complex128]
 RealArray = NDArray[np.float64]
+Real = NDArray[np.floating]  # single or double precision
 
 
 def complex_schur_form(t: RealArray, z: RealArray) -> tuple[ComplexArray, ComplexArray]:
@@ -145,3 +146,77 @@ def cauchy_factor(generators: ComplexArray, differences: ComplexArray, denominat
             L[:, k] = G[:, 0] * np.sqrt(d[p, p].real) / d[:, p]
             G[:, 0] *= gap[:, p] / d[:, p]
     return factor
+
+
+def selective_forward(
+    first: int,
+    last: int,
+    base: int,
+    A: Real,
+    delta: Real,
+    x: Real,
+    weight: Real,
+    B: Real,
+    C: Real,
+    white: bool,
+    carry: Real,
+    poles: RealArray,
+    second: RealArray,
+    product: RealArray,
+    states: Real,
+) -> None:
+    """Run ``h[t] = a[t] h[t-1] + delta[t] x[t] B[t]``, ``a[t] = exp(delta[t] A)``, for the channels ``base + k``, ``first <= k < last``.
+
+    ``A (d, n)``; ``delta, x, weight (T, d)``; ``B, C (T, n)``; all float32 or all float64. With ``white`` the second moments follow
+    ``p[t] = a[t]^2 p[t-1] + (delta[t] B[t])^2``, otherwise they are ``h[t]^2``. ``carry (2, d, n)`` holds ``h`` and ``p``, before and after.
+    Added to ``poles``, ``second``, ``product (d, n)``: the sums over time of ``a``, ``p`` and ``(weight C)^2 p``. If ``states`` is not
+    empty, ``h[t]`` of channel ``base + k`` is written to ``states[k, t]``; if it is, a ``white`` run leaves ``h`` out.
+    """
+    c = slice(base + first, base + last)
+    h, p = carry[0, c], carry[1, c]
+    for t in range(delta.shape[0]):
+        step = delta[t, c, None]
+        a = np.exp(step * A[c])
+        if states.size or not white:
+            h[:] = a * h + step * x[t, c, None] * B[t]
+        p[:] = a * a * p + (step * B[t]) ** 2 if white else h * h
+        poles[c] += a
+        second[c] += p
+        product[c] += (weight[t, c, None] * C[t]) ** 2 * p
+        if states.size:
+            states[first:last, t] = h
+
+
+def selective_backward(
+    first: int,
+    last: int,
+    base: int,
+    A: Real,
+    delta: Real,
+    signs: Real,
+    weight: Real,
+    C: Real,
+    counted: bool,
+    carry: Real,
+    second: RealArray,
+    adjoints: Real,
+) -> None:
+    """Run ``g[t] = weight[t] signs[t] C[t] + a[t+1] g[t+1]`` and ``q[t] = (weight[t] C[t])^2 + a[t+1]^2 q[t+1]`` backward in time.
+
+    Shapes as for :func:`selective_forward`. ``carry (2, d, n)`` holds ``a[t+1] g[t+1]`` and ``a[t+1]^2 q[t+1]``, before and after.
+    Where ``counted``, the sum of ``q`` is added to ``second`` and ``g[t]`` is written to ``adjoints``; if that is empty, ``g`` is left out.
+    """
+    c = slice(base + first, base + last)
+    g, q = carry[0, c], carry[1, c]
+    for t in reversed(range(delta.shape[0])):
+        output = weight[t, c, None] * C[t]
+        a = np.exp(delta[t, c, None] * A[c])
+        q += output**2
+        if counted:
+            second[c] += q
+        q *= a * a
+        if adjoints.size:
+            g += signs[t, c, None] * output
+            if counted:
+                adjoints[first:last, t] = g
+            g *= a

@@ -7,8 +7,13 @@ from hsv.time_varying._gramians import (
     observability_gramians,
 )
 from hsv.time_varying._hankel import hankel_singular_values
+from hsv.time_varying._selective import SelectiveEstimator
+from hsv.time_varying._truncation import TimeVaryingReduction, balanced_truncation
 
 __all__ = [
+    "SelectiveEstimator",
+    "TimeVaryingReduction",
+    "balanced_truncation",
     "controllability_factors",
     "controllability_gramians",
     "hankel_singular_values",
