@@ -21,6 +21,7 @@ from hsv_torch.in_training import InTrainingCompressor
 from hsv_torch.layers.lru import LRU
 from hsv_torch.layers.mamba import Mamba
 from hsv_torch.layers.s5 import S5
+from hsv_torch.models import SequenceModel, SequenceModelConfig
 from hsv_torch.optimizer import UnknownOptimizerError, parameter_groups
 from hsv_torch.schedule import LossFalls, Schedule
 
@@ -46,6 +47,8 @@ __all__ = [
     "RealHankel",
     "Rollback",
     "Schedule",
+    "SequenceModel",
+    "SequenceModelConfig",
     "UnknownOptimizerError",
     "adapter_of",
     "compress_",
