@@ -22,7 +22,7 @@ def linear_scan(a: Tensor, u: Tensor, initial: Tensor) -> Tensor:
     ``u (batch, length, ...)``, ``a`` with as many axes, ``initial (batch, ...)``.
     """
     if u.shape[1] == 0:
-        return u + 0 * a.sum()  # an empty result that all arguments can be differentiated through
+        return u + 0 * (a.sum() + initial.sum())  # empty, and all arguments can be differentiated through it
     first = torch.addcmul(u[:, :1], a[:, :1], initial[:, None])
     states: Tensor = _Scan.apply(a, torch.cat([first, u[:, 1:]], 1))
     return states
@@ -38,6 +38,8 @@ def selective_scan(
     batch, length, d = x.shape
     if chunk is None:
         chunk = min(max(CHUNK_ELEMENTS // max(1, batch * d * A.shape[1]), SHORTEST), LONGEST)
+    if length == 0:
+        return x + 0 * (delta.sum() + A.sum() + B.sum() + C.sum()), initial.clone()
     state, outputs = initial, []
     for start in range(0, length, chunk):
         x_t, delta_t, B_t, C_t = (t[:, start : start + chunk] for t in (x, delta, B, C))
@@ -46,8 +48,6 @@ def selective_scan(
         else:
             y, state = _selective_chunk(x_t, delta_t, A, B_t, C_t, state)
         outputs.append(y)
-    if not outputs:
-        return x + 0 * (delta.sum() + A.sum() + B.sum() + C.sum()), initial.clone()
     return torch.cat(outputs, 1), state
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hsv import DtypeError, ShapeError
-from hsv_torch.scan import _operators, reference
+from hsv_torch.scan import _operators
 from hsv_torch.scan._convolution import convolve, impulse_response
 from hsv_torch.scan._linear import has_kernel, linear_scan
 
@@ -88,7 +88,8 @@ def diagonal_state_space(x: Tensor, log_poles: Tensor, B: Tensor, C: Tensor, *, 
 
     In float32 the scan rounds the poles, which moves the outputs by at most about ``1e-7 / (1 - |pole|)`` of their size; the convolution
     forms its powers from ``log_poles`` in float64 and does not. A scan's outputs do not depend on the number of threads. There
-    is no second derivative. On a device without a kernel the scan is a plain PyTorch loop, said once in a warning.
+    is no second derivative. On a device without a kernel the scan is a parallel scan in plain PyTorch between
+    matrix products, said once in a warning.
 
     Examples
     --------
@@ -117,7 +118,7 @@ def diagonal_state_space(x: Tensor, log_poles: Tensor, B: Tensor, C: Tensor, *, 
         return convolve(x, impulse_response(log_poles, B, C, x.shape[1]))
     poles = log_poles.exp()
     if not has_kernel(x.device):
-        return reference.diagonal_state_space(x, poles, B, C)
+        return _wide(x, poles, B, C)
     batch, length, n_inputs = x.shape
     cost = _cost(batch=batch, length=length, n_states=n, n_inputs=n_inputs, n_outputs=C.shape[0])
     if cost["fused"] <= cost["wide"]:
@@ -127,7 +128,7 @@ def diagonal_state_space(x: Tensor, log_poles: Tensor, B: Tensor, C: Tensor, *, 
 
 
 def _wide(x: Tensor, poles: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """For many channels: real matrix products into and out of the states, real and imaginary parts side by side."""
+    """For many channels, and without a kernel: real matrix products into and out of the states, real and imaginary parts side by side."""
     n = poles.shape[0]
     drive = x @ torch.view_as_real(B).transpose(1, 2).reshape(2 * n, -1).mT  # (batch, length, 2n)
     states = linear_scan(poles, torch.view_as_complex(drive.unflatten(-1, (n, 2))))

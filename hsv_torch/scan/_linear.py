@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hsv import DtypeError, ShapeError
-from hsv_torch.scan import _operators, reference
+from hsv_torch.scan import _associative, _operators
 
 
 def linear_scan(a: Tensor, u: Tensor, initial: Tensor | None = None) -> Tensor:
@@ -37,7 +37,8 @@ def linear_scan(a: Tensor, u: Tensor, initial: Tensor | None = None) -> Tensor:
     On the CPU a Numba kernel does the forward and the backward pass in one sweep through memory each, with
     :func:`torch.get_num_threads` threads over sequences and blocks of states; every state's sums run in the order of time, and
     the gradient of a shared ``a`` adds the sequences in order, so results do not depend on the number of threads. There is no
-    second derivative. Other devices have no kernel yet and take the plain PyTorch loop, said once in a warning.
+    second derivative. Other devices have no kernel yet and take a parallel scan in plain PyTorch, ``2 log2(length)`` rounds of operations
+    on whole arrays and twice the loop's work, said once in a warning.
 
     Examples
     --------
@@ -64,9 +65,10 @@ def linear_scan(a: Tensor, u: Tensor, initial: Tensor | None = None) -> Tensor:
     if initial is None:
         initial = u.new_zeros(batch, n)
     a, u, initial = a.to(dtype), u.to(dtype), initial.to(dtype)
+    a = a if a.ndim == 3 else a[None, None]
     if not has_kernel(u.device):
-        return reference.linear_scan(a, u, initial)
-    return _operators.linear_scan(a if a.ndim == 3 else a[None, None], u, initial)
+        return _associative.linear_scan(a, u, initial)
+    return _operators.linear_scan(a, u, initial)
 
 
 def has_kernel(device: torch.device) -> bool:
@@ -76,8 +78,8 @@ def has_kernel(device: torch.device) -> bool:
     if device.type not in _warned:
         _warned.add(device.type)
         warnings.warn(
-            f"the scans have no kernel for {device.type} yet: a plain PyTorch loop over the time steps is used, which is slow; "
-            'layers with mode="auto" or mode="convolution" avoid it',
+            f"the scans have no kernel for {device.type} yet: a parallel scan in plain PyTorch is used, which moves all states through "
+            'memory several times; time-invariant layers with mode="auto" or mode="convolution" avoid it',
             stacklevel=3,
         )
     return False
