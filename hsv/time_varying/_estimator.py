@@ -1,274 +1,243 @@
-"""Means over a stream of sequences: what every estimator of this package holds, and the estimator for given ``A_t, B_t, C_t``."""
+"""Means over a stream of sequences of ``A_t, B_t, C_t``."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Mapping
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
-from hsv._array import Array, from_host, is_array, namespace, round_to, to_host
-from hsv._errors import DtypeError, HsvError, NonFiniteError, ShapeError
+from hsv._array import (
+    Array,
+    as_arrays,
+    conjugate,
+    conjugate_transpose,
+    from_host,
+    is_array,
+    namespace,
+    real,
+    squared_modulus,
+    to_host,
+    widen,
+    zeros,
+)
+from hsv._errors import ShapeError, UnstableSystemError
+from hsv._systems import DiagonalStateSpace, StateSpace
+from hsv.time_varying._stream import (
+    N_GROUPS,
+    StreamEstimator,
+    backward_pieces,
+    check_mask,
+    check_window,
+    moved_to_front,
+    require_finite_sequences,
+)
 
-N_GROUPS = 32  # of sequences; a standard error from 32 of them is itself known to one part in eight
-KINDS = ("hankel", "ghost", "second_moment")
 
+class GramianEstimator(StreamEstimator):
+    r"""Mean Gramians, the mean time-invariant surrogate and scores of a time-varying system, from a stream of its sequences.
 
-class StreamEstimator:
-    """Sums over the sequences of a stream, with what makes means, scores and standard errors of them.
+    .. math:: x_{t+1} = A_t x_t + B_t u_t,\qquad y_t = C_t x_t
 
-    The sums whose names are in ``grouped`` have a first axis of ``N_GROUPS``: sequence number ``k`` belongs to group ``k % N_GROUPS``, and
-    leaving one group out at a time gives the standard errors. A merge turns the other's groups by the number of sequences
-    here, so that it equals one long stream.
+    .. math:: P_{t+1} = A_t P_t A_t^H + B_t B_t^H, \quad P_0 = 0, \qquad Q_t = A_t^H Q_{t+1} A_t + C_t^H C_t, \quad Q_T = 0
+
+    It holds means over all steps of all sequences: of ``A_t, B_t, C_t`` (the surrogate of CompreSSM, Chahine et al. 2026), of the Gramians, and of
+    what the scores need. Its memory depends neither on the length of the sequences nor on their number.
+
+    Parameters
+    ----------
+    window : int, optional
+        ``Q`` looks at the next `window` outputs at most, and at half as many at least: a block of steps looks ahead over the block after it. ``None``: to
+        the end of the sequence.
+    layer_convention : bool
+        Layers see the newest input, :math:`h_t = A_t h_{t-1} + B_t u_t,\ y_t = C_t h_t`: the state ``h[t]`` is reached with ``P[t+1]`` and observed with
+        :math:`C_t^H C_t + A_{t+1}^H Q_{t+1} A_{t+1}`. With ``False`` the pair is ``P[t]``, ``Q[t]`` of the equations above.
+
+    Notes
+    -----
+    The mean Gramians rank states and span bases; they bound no error. Computed in double precision, ``O(T n^3)`` a sequence for dense ``A_t`` and ``O(T n^2)`` for
+    diagonal and scalar ones; one Python step for each step of time, all sequences of a call at once. For layers of many channels with shared ``B`` and ``C``
+    :class:`SelectiveEstimator` is thousands of times faster.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import hsv
+    >>> est = hsv.time_varying.GramianEstimator()
+    >>> A, B, C = np.full((1, 3), 0.5), np.ones((1, 3, 1, 1)), np.ones((1, 3, 1, 1))     # scalar A_t
+    >>> est.update(A, B, C)
+    >>> P, Q = est.mean_gramians()
+    >>> float(P[0, 0]) * 3      # 1 + (1 + 1/4) + (1 + 1/4 + 1/16)
+    3.5625
     """
 
-    grouped: tuple[str, ...] = ("steps", "p", "q", "product")
+    def __init__(self, *, window: int | None = None, layer_convention: bool = True) -> None:
+        check_window(window)
+        self._settings = {"window": window, "layer_convention": bool(layer_convention)}
+        self._sums = {}
+        self._n_sequences = 0
+        self._like = np.empty(0)
 
-    _settings: dict[str, Any]
-    _sums: dict[str, np.ndarray]
-    _n_sequences: int
-    _like: Array
+    def update(self, A: Any, B: Any, C: Any, mask: Any = None) -> None:
+        """Add whole sequences.
 
-    @property
-    def n_sequences(self) -> int:
-        """Number of sequences seen."""
-        return self._n_sequences
-
-    @property
-    def n_steps(self) -> int:
-        """Number of steps seen, padding not counted."""
-        return int(self._sums["steps"].sum()) if self._sums else 0
-
-    def __repr__(self) -> str:
-        settings = ", ".join(f"{name}={value!r}" for name, value in self._settings.items())
-        return f"<{type(self).__name__}: {self.n_sequences} sequences, {self.n_steps} steps, {settings}>"
-
-    # ------------------------------------------------------------------ results
-
-    def scores(self, kind: str = "hankel", *, per_channel: bool = False) -> Array:
-        raise NotImplementedError
-
-    def _score(self, kind: str, per_channel: bool, sums: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The score of sums over some sequences; channels are the axis before the last."""
-        if kind not in KINDS:
-            raise HsvError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}")
-        steps = sums["steps"]
-        if kind == "hankel":
-            squares = (sums["p"] / steps) * (sums["q"] / steps)
-        else:
-            squares = sums["product" if kind == "ghost" else "p"] / steps
-        squares = np.maximum(squares, 0.0)  # a difference of sums may be a rounding below zero
-        return np.sqrt(squares if per_channel or squares.ndim == 1 else squares.sum(axis=-2))
-
-    def _scores_of(self, kind: str, per_channel: bool, groups: Iterable[int]) -> np.ndarray:
-        """The scores of the sequences in some groups alone."""
-        chosen = list(groups)
-        return self._score(kind, per_channel, {name: self._sums[name][chosen].sum(axis=0) for name in self.grouped})
-
-    def _occupied(self) -> np.ndarray:
-        return np.flatnonzero(self._sums["steps"]) if self._sums else np.empty(0, int)
-
-    def _standard_error(self, kind: str, per_channel: bool) -> np.ndarray:
-        """The jackknife that leaves out a group at a time, for groups of unequal weight (Busing, Meijer and van der Leeden 1999, eq. 4)."""
-        self._require_sequences(2)
-        groups = self._occupied()
-        total = {name: self._sums[name].sum(axis=0) for name in self.grouped}
-        whole = self._score(kind, per_channel, total)
-        share = self._sums["steps"][groups] / total["steps"]  # of each group
-        without = []
-        for g in groups:
-            rest = {name: total[name] - self._sums[name][g] for name in self.grouped}
-            without.append(self._score(kind, per_channel, rest))
-        ratio = 1.0 / share
-        pseudo = np.stack([r * whole - (r - 1.0) * w for r, w in zip(ratio, without, strict=True)])
-        centre = len(groups) * whole - sum((1.0 - s) * w for s, w in zip(share, without, strict=True))
-        weights = 1.0 / (ratio - 1.0)
-        variance = np.tensordot(weights, (pseudo - centre) ** 2, axes=1) / len(groups)
-        return np.sqrt(variance)
-
-    def standard_error(self, kind: str = "hankel", *, per_channel: bool = False) -> Array:
-        """Return the standard error of :meth:`scores`, of the same shape: how far they are from those of an endless stream.
-
-        The jackknife over 32 groups of sequences (each sequence its own group, while there are no more): scores are computed again without one group at
-        a time, and their spread is scaled up. It takes sequences as independent of one another, and is itself uncertain by an eighth.
+        Parameters
+        ----------
+        A : array
+            Dense ``(..., T, n, n)``, diagonal ``(..., T, n)`` or scalar ``(..., T)``, known by ``A.ndim - B.ndim`` = 0, -1, -2.
+        B, C : array
+            Shapes ``(..., T, n, m)`` and ``(..., T, p, n)``. Each index of the leading axes is a sequence; they must match exactly.
+        mask : array, optional
+            Shape ``(..., T)``, boolean. A step that is False is not there: the steps before and after it are neighbours, and whatever
+            the other arrays hold there is not looked at.
 
         Raises
         ------
+        ShapeError, DtypeError
+            The arrays do not fit together or have other sizes than those before, or a sequence or the batch is empty.
+        NonFiniteError
+            A sequence, which is named, contains NaN or infinity.
+        UnstableSystemError
+            The Gramians of a sequence, which is named, overflow: ``A_t`` grows.
         HsvError
-            Fewer than two sequences have been seen.
+            All of a sequence is masked. After an error the estimator is as it was before.
         """
-        return self._result(self._standard_error(kind, per_channel))
+        given = as_arrays("ABC", (A, B, C))
+        A, B, C = (a.detach() if hasattr(a, "detach") else a for a in given)
+        core = _check_sequences(A, B, C)
+        shape = tuple(B.shape[:-2])
+        batch, length = int(np.prod(shape[:-1], dtype=int)), shape[-1]
+        if mask is not None:
+            mask = to_host(mask) if is_array(mask) else np.asarray(mask)
+            if mask.shape != shape:
+                raise ShapeError(f"mask must have shape (..., T) = {shape}, got {mask.shape}")
+            mask = mask.reshape(batch, length)
+        host_mask = check_mask(mask, batch, length)
+        xp = namespace(A)
+        like = B
+        A, B, C = (xp.reshape(a, (batch, length, *a.shape[len(shape) :])) for a in (A, B, C))
+        for name, array in zip("ABC", (A, B, C), strict=True):
+            require_finite_sequences(name, array, host_mask)
+        A, B, C = (moved_to_front(widen(a), host_mask) for a in (A, B, C))
+        lengths = np.full(batch, length) if host_mask is None else host_mask.sum(axis=1)
+        sums = self._sums_of(A, B, C, lengths, core)
+        if self._sums:
+            self._check_sizes(sums)
+        self._commit(sums, batch)
+        self._like = like
 
-    def converged(
-        self, relative: float = 0.05, *, kind: str = "hankel", keep: int | None = None, agreement: float = 0.9
-    ) -> bool:
-        """Tell whether further sequences would change little: a rule for when to stop feeding the estimator.
-
-        True if the standard errors of :meth:`scores` are at most `relative` of the scores, both as Euclidean lengths over the states; and,
-        where `keep` is given, if the two halves of the stream (every other group of sequences), each on its own, agree on
-        at least the share `agreement` of the `keep` best states. False before the second sequence.
-
-        Raises
-        ------
-        HsvError
-            `relative` or `agreement` is not positive, or `keep` is no number of states.
-        """
-        if not relative > 0 or not 0 < agreement <= 1:
-            raise HsvError(
-                f"relative must be positive and agreement in (0, 1], got relative={relative!r} and agreement={agreement!r}"
-            )
-        if self.n_sequences < 2:
-            return False
-        groups = self._occupied()
-        scores = self._scores_of(kind, False, groups)
-        if np.linalg.norm(self._standard_error(kind, False)) > relative * np.linalg.norm(scores):
-            return False
-        if keep is None:
-            return True
-        if isinstance(keep, bool) or not isinstance(keep, int) or not 1 <= keep <= scores.shape[-1]:
-            raise HsvError(f"keep must be a number of states in [1, {scores.shape[-1]}], got {keep!r}")
-        halves = [set(np.argsort(-self._scores_of(kind, False, half))[:keep]) for half in (groups[::2], groups[1::2])]
-        return len(halves[0] & halves[1]) >= agreement * keep
-
-    def _mean(self, name: str) -> np.ndarray:
-        self._require_sequences(1)
-        total = self._sums[name].sum(axis=0) if name in self.grouped else self._sums[name]
-        return total / self.n_steps
-
-    def _require_sequences(self, least: int) -> None:
-        if self.n_sequences < least:
-            raise HsvError(
-                f"the estimator must have seen at least {least} sequence{'s' if least > 1 else ''}, it has seen {self.n_sequences}; call update first"
-            )
-
-    def _result(self, host: np.ndarray) -> Array:
-        return round_to(from_host(np.ascontiguousarray(host), self._like), self._like)
-
-    # ------------------------------------------------------------------ adding
-
-    def _commit(self, fresh: dict[str, np.ndarray], n_sequences: int) -> None:
+    def _check_sizes(self, fresh: dict[str, np.ndarray]) -> None:
         for name, values in fresh.items():
-            if name in self._sums:
-                self._sums[name] += values
-            else:
-                self._sums[name] = values
-        self._n_sequences += n_sequences
+            if values.shape != self._sums[name].shape:
+                raise ShapeError(
+                    f"all sequences must be of systems of one size, got {name[0]} of shape {values.shape} after {self._sums[name].shape}; "
+                    "make one estimator for each layer"
+                )
 
-    def merge(self, other: Self) -> Self:
-        """Add what another estimator has seen to this one, and return this one.
-
-        The result is that of one estimator that has seen this one's sequences and then the other's, to rounding; so merging is associative to rounding.
-
-        Raises
-        ------
-        HsvError
-            The other estimator was made with other arguments (`seed` apart) or has seen other sizes.
-        """
-        if type(other) is not type(self):
-            raise DtypeError(f"other must be a {type(self).__name__}, got a {type(other).__name__}")
-        self._check_compatible("other", other._settings, other._sums, other._constants())
-        turn = self._n_sequences % N_GROUPS
-        fresh = {n: np.roll(s, turn, axis=0) if n in self.grouped else s.copy() for n, s in other._sums.items()}
-        self._commit(fresh, other._n_sequences)
-        return self
-
-    def _check_compatible(
-        self, what: str, settings: dict[str, Any], sums: dict[str, np.ndarray], constants: dict[str, np.ndarray]
-    ) -> None:
-        different = [n for n, v in self._settings.items() if n != "seed" and settings.get(n) != v]
-        if different:
-            found = ", ".join(f"{n}={settings.get(n)!r} (here {self._settings[n]!r})" for n in different)
-            raise HsvError(f"{what} must have been made with the same arguments, got {found}")
-        for name, here in self._constants().items():
-            if name not in constants or not np.array_equal(here, constants[name]):
-                raise HsvError(f"{what} must have been made with the same {name}; make one estimator for each layer")
-        if self._sums and sums and {n: s.shape for n, s in self._sums.items()} != {n: s.shape for n, s in sums.items()}:
-            raise ShapeError(f"{what} must have seen systems of the same sizes; make one estimator for each layer")
-
-    # ------------------------------------------------------------------ saving
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return copies of everything the estimator holds: ``settings``, ``n_sequences``, and NumPy arrays by name in ``sums`` and ``constants``."""
-        return {
-            "settings": dict(self._settings),
-            "n_sequences": self._n_sequences,
-            "sums": {name: values.copy() for name, values in self._sums.items()},
-            "constants": {name: values.copy() for name, values in self._constants().items()},
+    def _sums_of(self, A: Array, B: Array, C: Array, lengths: np.ndarray, core: int) -> dict[str, np.ndarray]:
+        xp = namespace(A)
+        (batch, length, n), layers = B.shape[:3], self._settings["layer_convention"]
+        present = from_host((np.arange(length) < lengths[:, None]).astype(np.float64), real(A))  # (b, T)
+        P = Q = zeros((batch, n, n), A if core else B)
+        mean_P, mean_Q, product = P, Q, zeros((batch, n), real(B))
+        p, q = product, product
+        adjoint = conjugate_transpose(A) if core == 2 else conjugate(A)
+        with np.errstate(over="ignore", invalid="ignore"):  # looked for below
+            for t in range(length):
+                Bt = B[:, t, :, :]
+                after = _congruence(A[:, t, ...], P, core) + Bt @ conjugate_transpose(Bt)
+                P = after if layers else P
+                counted = present[:, t, None]
+                diagonal = _diagonal(P) * counted
+                mean_P, p = mean_P + P * counted[..., None], p + diagonal
+                product = product + diagonal * xp.sum(squared_modulus(C[:, t, :, :]), axis=-2)
+                P = after
+            for begin, end, is_counted, first in backward_pieces(length, self._settings["window"], length):
+                Q = xp.zeros_like(Q) if first else Q
+                for t in reversed(range(begin, end)):
+                    Ct = C[:, t, :, :]
+                    Q = Q if layers else _congruence(adjoint[:, t, ...], Q, core)
+                    Q = Q + conjugate_transpose(Ct) @ Ct
+                    if is_counted:
+                        mean_Q, q = mean_Q + Q * present[:, t, None, None], q + _diagonal(Q) * present[:, t, None]
+                    Q = _congruence(adjoint[:, t, ...], Q, core) if layers else Q
+        of_sequences = {"p": to_host(p), "q": to_host(q), "product": to_host(product)}
+        finite = np.all([np.isfinite(v).all(axis=1) for v in of_sequences.values()], axis=0)
+        if not finite.all():
+            raise UnstableSystemError(
+                f"the Gramians of sequence {int(np.argmin(finite))} overflow: A_t grows; the estimator is unchanged: leave the sequence out, or pass shorter ones"
+            )
+        groups = (self._n_sequences + np.arange(batch)) % N_GROUPS
+        sums = {"steps": np.zeros(N_GROUPS)} | {name: np.zeros((N_GROUPS, n)) for name in of_sequences}
+        np.add.at(sums["steps"], groups, lengths)
+        for name, values in of_sequences.items():
+            np.add.at(sums[name], groups, values)
+        return sums | {
+            "P": to_host(xp.sum(mean_P, axis=0)),
+            "Q": to_host(xp.sum(mean_Q, axis=0)),
+            "A": to_host(xp.sum(A, axis=(0, 1))),
+            "B": to_host(xp.sum(B, axis=(0, 1))),
+            "C": to_host(xp.sum(C, axis=(0, 1))),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace what the estimator holds by what :meth:`state_dict` returned.
+    def mean_gramians(self) -> tuple[Array, Array]:
+        """Return the means of ``P`` and ``Q``, two Hermitian arrays ``(n, n)``.
 
         Raises
         ------
         HsvError
-            The state is of an estimator that was made with other arguments (`seed` apart), or is incomplete.
+            No sequence has been seen.
         """
-        missing = {"settings", "n_sequences", "sums", "constants"} - state.keys()
-        if missing:
-            raise HsvError(f"state must be what state_dict() returned, it lacks {', '.join(sorted(missing))}")
-        sums = {name: np.array(to_host(s) if is_array(s) else s) for name, s in state["sums"].items()}
-        self._check_compatible("state", state["settings"], {}, state["constants"])
-        self._set(state["settings"], state["n_sequences"], sums)
+        P, Q = self._mean("P"), self._mean("Q")
+        return self._result((P + P.conj().T) / 2), self._result((Q + Q.conj().T) / 2)
 
-    def _set(self, settings: dict[str, Any], n_sequences: int, sums: dict[str, np.ndarray]) -> None:
-        self._settings, self._n_sequences, self._sums = dict(settings), int(n_sequences), sums
+    def mean_system(self) -> StateSpace | DiagonalStateSpace:
+        """Return the mean time-invariant surrogate, with the means of ``A_t``, ``B_t``, ``C_t`` and ``dt=True``; diagonal where ``A_t`` is diagonal or scalar.
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the estimator to a file, a NumPy ``.npz`` archive without pickles."""
-        state = self.state_dict()
-        header = json.dumps(
-            {"class": type(self).__name__, "settings": state["settings"], "n_sequences": state["n_sequences"]}
-        )
-        with open(path, "wb") as file:
-            np.savez(file, header=np.array(header), **state["sums"], **state["constants"])
-
-    def _constants(self) -> dict[str, np.ndarray]:
-        """Arrays that the estimator was made with."""
-        return {}
+        Raises
+        ------
+        HsvError
+            No sequence has been seen.
+        """
+        A, B, C = (self._mean(name) for name in "ABC")
+        if A.ndim == 2:
+            return StateSpace(*(self._result(a) for a in (A, B, C)), dt=True)
+        return DiagonalStateSpace(*(self._result(a) for a in (np.broadcast_to(A, B.shape[:1]), B, C)), dt=True)
 
     @classmethod
-    def _read(cls, path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        if "header" not in arrays:
-            raise HsvError(f"{os.fspath(path)} must be a file that {cls.__name__}.save wrote, it has no header")
-        header = json.loads(str(arrays.pop("header")))
-        if header["class"] != cls.__name__:
-            raise HsvError(f"{os.fspath(path)} must hold a {cls.__name__}, it holds a {header['class']}")
-        return header, arrays
+    def load(cls, path: str | os.PathLike[str]) -> GramianEstimator:
+        """Return the estimator that :meth:`save` wrote, with NumPy arrays."""
+        header, arrays = cls._read(path)
+        est = cls(**header["settings"])
+        est._set(header["settings"], header["n_sequences"], arrays)
+        return est
 
 
-def check_mask(mask: Any, batch: int, length: int) -> np.ndarray | None:
-    """Return the mask on the host, ``(batch, T)``, ``None`` where nothing is masked; an error names a sequence without a step."""
-    if mask is None:
-        return None
-    host = to_host(mask) if is_array(mask) else np.asarray(mask)
-    if host.dtype != np.bool_:
-        raise DtypeError(f"mask must be boolean (True: a step, False: padding), got dtype {host.dtype}")
-    if host.shape != (batch, length):
-        raise ShapeError(f"mask must have shape (batch, T) = ({batch}, {length}), got {host.shape}")
-    empty = np.flatnonzero(~host.any(axis=1))
-    if empty.size:
-        raise HsvError(f"every sequence must have a step, all of sequence {int(empty[0])} is masked; leave it out")
-    return None if host.all() else host
+def _check_sequences(A: Array, B: Array, C: Array) -> int:
+    """Check the shapes of a batch of sequences and return the number of ``A``'s axes after the time's: 2 dense, 1 diagonal, 0 scalar."""
+    if B.ndim < 3 or 0 in B.shape:
+        raise ShapeError(f"B must have shape (..., T, n, m), no axis of it empty, got {tuple(B.shape)}")
+    shape, n = tuple(B.shape[:-2]), B.shape[-2]
+    core = A.ndim - B.ndim + 2
+    if core not in (0, 1, 2) or tuple(A.shape) != shape + (n,) * core:
+        raise ShapeError(
+            f"A must have shape (..., T, n, n), (..., T, n) or (..., T) with the leading axes and the n of B, {(*shape, n)}, got {tuple(A.shape)}"
+        )
+    if C.ndim != B.ndim or tuple(C.shape[:-2]) != shape or C.shape[-1] != n or 0 in C.shape:
+        raise ShapeError(
+            f"C must have shape (..., T, p, n) with the leading axes and the n of B, {(*shape, n)}, got {tuple(C.shape)}"
+        )
+    return core
 
 
-def require_finite_sequences(name: str, array: Array, mask: np.ndarray | None) -> None:
-    """Raise :class:`NonFiniteError` that names the first sequence with NaN or infinity at a step that counts; axes ``(batch, T, ...)``."""
-    xp = namespace(array)
-    finite = xp.isfinite(array)
-    if bool(xp.all(finite)):
-        return
-    bad = ~to_host(finite)
-    if mask is not None:
-        bad &= mask.reshape(*mask.shape, *(1,) * (bad.ndim - 2))
-    if not bad.any():
-        return
-    where = tuple(int(i) for i in np.argwhere(bad)[0])
-    raise NonFiniteError(
-        f"{name} must be finite, found {to_host(array)[where]} in sequence {where[0]} at step {where[1]} (index {where}); "
-        "the estimator is unchanged: leave the sequence out, or mask the step if it is padding"
-    )
+def _congruence(a: Array, gramian: Array, core: int) -> Array:
+    """``a G a^H`` for dense ``a (b, n, n)``, diagonal ``a (b, n)`` or scalar ``a (b,)``."""
+    if core == 2:
+        return a @ gramian @ conjugate_transpose(a)
+    if core == 1:
+        return a[:, :, None] * gramian * conjugate(a)[:, None, :]
+    return squared_modulus(a)[:, None, None] * gramian
+
+
+def _diagonal(gramian: Array) -> Array:
+    return real(namespace(gramian).linalg.diagonal(gramian))

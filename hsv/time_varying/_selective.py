@@ -1,4 +1,4 @@
-"""Selective layers (Mamba, Mamba-2, gated linear attention): their frozen systems, and means over a stream of their sequences."""
+"""Means over a stream of recorded sequences of a selective layer."""
 
 from __future__ import annotations
 
@@ -23,8 +23,15 @@ from hsv._array import (
 from hsv._errors import DtypeError, HsvError, NonFiniteError, ShapeError, UnstableSystemError
 from hsv._kernels import _threads
 from hsv._systems import DiagonalStateSpace
-from hsv.time_varying._estimator import N_GROUPS, StreamEstimator, check_mask, require_finite_sequences
 from hsv.time_varying._selective_arrays import selective_sums
+from hsv.time_varying._stream import (
+    N_GROUPS,
+    StreamEstimator,
+    backward_pieces,
+    check_mask,
+    check_window,
+    require_finite_sequences,
+)
 
 GRAMIANS = ("diagonal", "shared", "channel")
 _N_ROWS = 8192  # of trajectories in a buffer before they go into a matrix product: 4 MiB for 128 states
@@ -523,28 +530,6 @@ class SelectiveEstimator(StreamEstimator):
 
 def _detached(x: Array) -> Array:
     return x.detach() if hasattr(x, "detach") else x
-
-
-def check_window(window: int | None) -> None:
-    """Raise unless `window` is ``None`` or a positive int."""
-    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
-        raise HsvError(f"window must be a positive number of steps or None, got {window!r}")
-
-
-def backward_pieces(length: int, window: int | None, longest: int) -> Iterator[tuple[int, int, bool, bool]]:
-    """Yield ``begin, end, counted, first`` of the pieces of a backward pass, in the order in which they are run.
-
-    Blocks of half a window begin afresh (`first`) a window ahead of their beginning; the part ahead is not counted. Counted pieces have at most `longest` steps.
-    """
-    hop = length if window is None else (window + 1) // 2
-    for begin in range(0, length, hop):
-        end = min(begin + hop, length)
-        horizon = length if window is None else min(begin + window, length)
-        if horizon > end:
-            yield end, horizon, False, True
-        starts = range(begin, end, longest)
-        for start in reversed(starts):
-            yield start, min(start + longest, end), True, horizon == end and start == starts[-1]
 
 
 def _pieces(length: int, d: int, n: int, dtype: Any, products: bool) -> Iterator[tuple[int, int, int, np.ndarray]]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hsv._array import Array, device, from_host, namespace, to_host, widen
+from hsv.time_varying._stream import moved_to_front
 
 N_ELEMENTS = 2**24
 """Of an intermediate array: as many sequences are taken at once as fit, one at least."""
@@ -52,7 +53,8 @@ def selective_sums(
         here = slice(first, min(first + block, batch))
         steps = lengths[here]
         present = from_host(np.arange(length) < steps[:, None], A)  # (b, T)
-        arrays = [None if a is None else _front(a[here, ...], mask, here, present) for a in (delta, B, C, x, weight)]
+        part = None if mask is None else mask[here]
+        arrays = [None if a is None else moved_to_front(a[here, ...], part) for a in (delta, B, C, x, weight)]
         ones = xp.ones_like(arrays[0]) * xp.astype(present, A.dtype)[..., None]
         yield (
             first,
@@ -70,18 +72,6 @@ def selective_sums(
                 lambda which: _padded_signs(signs, which, range(here.start, here.stop), steps, length, A),  # noqa: B023
             ),
         )
-
-
-def _front(array: Array, mask: np.ndarray | None, here: slice, present: Array) -> Array:
-    """The steps that count first, then zeros."""
-    xp = namespace(array)
-    if mask is None:
-        return array
-    batch, length, width = array.shape
-    order = np.argsort(~mask[here], axis=1, kind="stable") + length * np.arange(batch)[:, None]
-    index = xp.asarray(order.reshape(-1), device=device(array))
-    moved = xp.reshape(xp.take(xp.reshape(array, (batch * length, width)), index, axis=0), (batch, length, width))
-    return xp.where(present[..., None], moved, xp.zeros_like(moved))
 
 
 def _padded_signs(
