@@ -16,8 +16,9 @@ from hsv._errors import (
 from hsv._gramians import controllability_factor, controllability_gramian, observability_factor, observability_gramian
 from hsv._hankel import hankel_singular_values
 from hsv._lyapunov import solve_continuous_lyapunov, solve_discrete_lyapunov, solve_lyapunov_factored, solve_sylvester
+from hsv._modal import modal_truncation, mode_energies, mode_gains
 from hsv._norms import h2_norm, hankel_norm, hinf_error, hinf_norm
-from hsv._order import ErrorBound, HankelEnergy, HankelSum, Order, Rule, Threshold, as_rule
+from hsv._order import ErrorBound, HankelEnergy, HankelSum, LargestGap, Order, PrefixShare, Rule, Threshold, as_rule
 from hsv._reduction import Reduction, balance, balanced_truncation
 from hsv._singular_perturbation import singular_perturbation
 from hsv._split import split_unstable
@@ -34,12 +35,14 @@ __all__ = [
     "HankelSum",
     "HsvError",
     "IllConditionedError",
+    "LargestGap",
     "LinearSystem",
     "MissingBackendError",
     "NonFiniteError",
     "Order",
     "OrderError",
     "OrderWarning",
+    "PrefixShare",
     "Reduction",
     "Rule",
     "ShapeError",
@@ -59,6 +62,9 @@ __all__ = [
     "hankel_singular_values",
     "hinf_error",
     "hinf_norm",
+    "modal_truncation",
+    "mode_energies",
+    "mode_gains",
     "observability_factor",
     "observability_gramian",
     "real_part",

@@ -163,6 +163,64 @@ class ErrorBound(Rule):
         return np.maximum(least, sigma[..., 0] > 0)
 
 
+@dataclass(frozen=True)
+class LargestGap(Rule):
+    """Cut where a value is largest relative to the next one; values below the rounding errors of the largest one count as equal.
+
+    Where all values are equal nothing is cut.
+
+    Parameters
+    ----------
+    at_most : int, optional
+        Look only at orders up to this one.
+
+    Examples
+    --------
+    >>> import hsv, numpy
+    >>> int(hsv.LargestGap().choose(numpy.array([6.0, 3.0, 0.1, 0.05])))
+    2
+    """
+
+    at_most: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.at_most is not None:
+            Order(self.at_most)  # raises what there is to raise
+
+    def choose(self, sigma: np.ndarray) -> np.ndarray:
+        n = sigma.shape[-1]
+        floor = np.maximum(n * np.finfo(np.float64).eps * sigma[..., :1], np.finfo(np.float64).tiny)
+        values = np.maximum(sigma, floor)
+        gaps = np.concatenate([values[..., :-1] / values[..., 1:], np.ones_like(values[..., :1])], axis=-1)
+        gaps = gaps[..., : self.at_most]
+        order = np.where(gaps.max(axis=-1) > 1, np.argmax(gaps, axis=-1) + 1, gaps.shape[-1])
+        return np.where(sigma[..., 0] > 0, order, 0)
+
+
+@dataclass(frozen=True)
+class PrefixShare(Rule):
+    r"""Keep values while each is at least the share `least` of the sum of all up to it, :math:`s_k \ge` ``least`` :math:`\sum_{i \le k} s_i`.
+
+    The left-hand side over the sum is LAST's and AIRE-Prune's normalised score: it falls with :math:`k` and has the same meaning in every layer of a
+    network, so that one share serves all of them.
+
+    Examples
+    --------
+    >>> import hsv, numpy
+    >>> int(hsv.PrefixShare(0.2).choose(numpy.array([6.0, 3.0, 2.0, 1.0])))          # 6/6, 3/9, 2/11
+    2
+    """
+
+    least: float
+
+    def __post_init__(self) -> None:
+        if not 0 < _number("PrefixShare", self.least) <= 1:
+            raise OrderError(f"PrefixShare is a share of a sum and must be in (0, 1], got {self.least!r}")
+
+    def choose(self, sigma: np.ndarray) -> np.ndarray:
+        return np.asarray(np.sum((sigma >= self.least * np.cumsum(sigma, axis=-1)) & (sigma > 0), axis=-1))
+
+
 def as_rule(rule: Rule | int) -> Rule:
     """Return the rule; an int means :class:`Order`.
 
@@ -181,8 +239,11 @@ def as_rule(rule: Rule | int) -> Rule:
         return rule
     if isinstance(rule, (int, np.integer)) and not isinstance(rule, bool):
         return Order(int(rule))
-    known = ", ".join(sorted(f"hsv.{cls.__name__}" for cls in (Order, HankelSum, HankelEnergy, Threshold, ErrorBound)))
+    known = ", ".join(sorted(f"hsv.{cls.__name__}" for cls in _RULES))
     raise DtypeError(f"rule must be an int (the order) or one of {known}; got {rule!r}")
+
+
+_RULES = (Order, HankelSum, HankelEnergy, Threshold, ErrorBound, LargestGap, PrefixShare)
 
 
 def _tails(values: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -34,13 +35,13 @@ class Reduction:
 
     Attributes
     ----------
-    system : StateSpace
-        The reduced system. In a batch it has ``max(orders)`` states; shorter systems are padded with states that nothing enters or
+    system : StateSpace or DiagonalStateSpace
+        The reduced system; diagonal only where a method keeps it so. In a batch it has ``max(orders)`` states; shorter systems are padded with states that nothing enters or
         leaves: zero rows and columns of ``B`` and ``C``, poles at 0 (discrete) or -1 (continuous). :meth:`select` strips them.
     orders : array
         Kept states of each system, shape ``(...)``, integers.
-    hankel_singular_values : array
-        Of the original system, shape ``(..., n)``.
+    hankel_singular_values : array or None
+        Of the original system, shape ``(..., n)``; None where a method does not need them.
     error_bound : array or None
         Upper bound of the H-infinity norm of the error, shape ``(...)``; None where theory has none. It covers the truncation and the rounding of
         the singular values, not the rounding of the reduced matrices to the input's precision.
@@ -50,9 +51,9 @@ class Reduction:
         What a careful user should know: an order that was capped, a cut inside a cluster of equal values.
     """
 
-    system: StateSpace
+    system: Any  # a union would make every user of balanced_truncation say which of the two it is
     orders: Array
-    hankel_singular_values: Array
+    hankel_singular_values: Array | None
     error_bound: Array | None
     left: Array | None
     right: Array | None
@@ -78,11 +79,18 @@ class Reduction:
                 raise HsvError(f"select must stay inside the batch {batch}, got {index}")
         sys = self.system
         r = max(int(self.orders[index]), 1)
-        single = StateSpace(sys.A[index][:r, :r], sys.B[index][:r, :], sys.C[index][:, :r], sys.D[index], dt=sys.dt)
+        B, C, D = sys.B[index][:r, :], sys.C[index][:, :r], sys.D[index]
+        single: LinearSystem
+        if isinstance(sys, DiagonalStateSpace):
+            log_poles = None if sys.log_poles is None else sys.log_poles[index][:r]
+            single = sys._rebuild(sys.poles()[index][:r], log_poles, B, C, D)
+        else:
+            assert isinstance(sys, StateSpace)
+            single = StateSpace(sys.A[index][:r, :r], B, C, D, dt=sys.dt)
         return Reduction(
             single,
             self.orders[index],
-            self.hankel_singular_values[index],
+            None if self.hankel_singular_values is None else self.hankel_singular_values[index],
             None if self.error_bound is None else self.error_bound[index],
             None if self.left is None else self.left[index][:, :r],
             None if self.right is None else self.right[index][:, :r],

@@ -28,6 +28,12 @@ SIGMA = np.array([6.0, 3.0, 0.5, 0.5])
         (hsv.ErrorBound(2.0), 2),
         (hsv.ErrorBound(1.99), 3),
         (hsv.ErrorBound(100.0), 1),
+        (hsv.LargestGap(), 2),
+        (hsv.LargestGap(at_most=1), 1),
+        (hsv.PrefixShare(0.33), 2),  # 6/6, 3/9, .5/9.5
+        (hsv.PrefixShare(0.05), 4),  # .5/9.5 = 0.0526, .5/10 = 0.05
+        (hsv.PrefixShare(0.051), 3),
+        (hsv.PrefixShare(1.0), 1),
     ],
 )
 def test_rules_by_hand(rule, order):
