@@ -63,6 +63,10 @@ class SelectiveView(abc.ABC):
     def quantities(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> SelectiveQuantities:
         """Compute what a call of the layer's ``forward`` with these arguments would, up to the scan, without gradients."""
 
+    def repeatable(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """Return the arguments with which the call can be made again; a layer that was given a cache leaves it out."""
+        return args, kwargs
+
     def outputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """Call the layer and return its output ``(batch, length, d_model)``."""
         return self.layer(*args, **kwargs)
