@@ -161,7 +161,7 @@ class SampledCut:
         angle = discrete.log_poles.imag
         turn = 2 * math.pi
         turns = torch.round((old.rule.discretize(old.poles, old.steps)[0].imag[origin] - angle) / turn)
-        turns = torch.where((angle == 0) | (angle == math.pi), 0.0, turns)
+        turns = torch.where((angle == 0) | (angle.abs() == math.pi), 0.0, turns)
         log_poles = torch.complex(discrete.log_poles.real, angle + turn * turns)
 
         steps = old.steps[origin]

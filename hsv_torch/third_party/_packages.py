@@ -20,8 +20,9 @@ def required_package(module: str, distribution: str) -> ModuleType:
             warnings.simplefilter("ignore", DeprecationWarning)  # what a package calls of its own dependencies
             return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != module.partition(".")[0]:
+        package = module.partition(".")[0]
+        if error.name != package:
             raise
         raise MissingBackendError(
-            f"the package `{module}` is needed here and not installed; pip install {distribution}"
+            f"the package `{package}` is needed here and not installed; pip install {distribution}"
         ) from error
