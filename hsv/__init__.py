@@ -15,6 +15,7 @@ from hsv._errors import (
 )
 from hsv._gramians import controllability_factor, controllability_gramian, observability_factor, observability_gramian
 from hsv._hankel import hankel_singular_values
+from hsv._hankel_norm import hankel_norm_approximation
 from hsv._lyapunov import solve_continuous_lyapunov, solve_discrete_lyapunov, solve_lyapunov_factored, solve_sylvester
 from hsv._modal import modal_truncation, mode_energies, mode_gains
 from hsv._norms import h2_norm, hankel_norm, hinf_error, hinf_norm
@@ -59,6 +60,7 @@ __all__ = [
     "from_control",
     "h2_norm",
     "hankel_norm",
+    "hankel_norm_approximation",
     "hankel_singular_values",
     "hinf_error",
     "hinf_norm",

@@ -11,7 +11,6 @@ import numpy as np
 from hsv._array import (
     Array,
     conjugate_transpose,
-    device,
     eye,
     from_host,
     imag,
@@ -241,7 +240,7 @@ def _keep(
         system = StateSpace(round_to(A, sys.B), round_to(B, sys.B), round_to(C, sys.B), sys.D, dt=sys.dt)
     return Reduction(
         system=system,
-        orders=xp.asarray(orders.tolist(), dtype=xp.int64, device=device(sys.B)),
+        orders=from_host(orders, sys.B),
         hankel_singular_values=None,
         error_bound=round_up(from_host(np.asarray(bound), widen(real(sys.B))), sys),
         left=round_to(left, sys.B),

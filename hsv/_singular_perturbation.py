@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from hsv._array import Array, device, eye, from_host, namespace, real, round_to, to_host, widen
+from hsv._array import eye, from_host, namespace, real, round_to, to_host, widen
 from hsv._order import Rule, as_rule
 from hsv._reduction import Reduction, balance, check_stability, choose_orders, error_bound, numerical_rank, round_up
-from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace
+from hsv._systems import LinearSystem, StateSpace, in_double_precision
 
 
 def singular_perturbation(sys: LinearSystem, rule: Rule | int) -> Reduction:
@@ -61,7 +61,7 @@ def singular_perturbation(sys: LinearSystem, rule: Rule | int) -> Reduction:
     1.1
     """
     rule = as_rule(rule)
-    bal = balance(_in_double_precision(sys))
+    bal = balance(in_double_precision(sys))
     sigma = to_host(bal.hankel_singular_values)
     orders, notes = choose_orders(rule, sigma)
     r = max(int(orders.max(initial=1)), 1)
@@ -89,23 +89,10 @@ def singular_perturbation(sys: LinearSystem, rule: Rule | int) -> Reduction:
     check_stability(reduced, sigma, orders)
     return Reduction(
         system=reduced,
-        orders=_integers(orders, sys.B),
+        orders=from_host(orders, sys.B),
         hankel_singular_values=round_to(bal.hankel_singular_values, real(sys.B)),
         error_bound=round_up(from_host(error_bound(sigma, orders), real(A)), sys),
         left=None,
         right=None,
         notes=notes,
     )
-
-
-def _in_double_precision(sys: LinearSystem) -> LinearSystem:
-    if isinstance(sys, DiagonalStateSpace) and not sys._conjugate_pairs:
-        log_poles = None if sys.log_poles is None else widen(sys.log_poles)
-        return sys._rebuild(widen(sys.poles()), log_poles, widen(sys.B), widen(sys.C), widen(sys.D))
-    dense = sys.to_dense()
-    return StateSpace(*(widen(x) for x in (dense.A, dense.B, dense.C, dense.D)), dt=sys.dt)
-
-
-def _integers(orders: np.ndarray, like: Array) -> Array:
-    xp = namespace(like)
-    return xp.asarray(orders.tolist(), dtype=xp.int64, device=device(like))

@@ -470,6 +470,15 @@ def _diagonalize_host(A: np.ndarray, B: np.ndarray, C: np.ndarray) -> tuple[np.n
     return poles, V, np.linalg.solve(V, B + 0j), C @ V, condition
 
 
+def in_double_precision(sys: LinearSystem) -> LinearSystem:
+    """Return the same system in double precision, for methods of several steps that are to be rounded once."""
+    if isinstance(sys, DiagonalStateSpace) and not sys._conjugate_pairs:
+        log_poles = None if sys.log_poles is None else widen(sys.log_poles)
+        return sys._rebuild(widen(sys.poles()), log_poles, widen(sys.B), widen(sys.C), widen(sys.D))
+    dense = sys.to_dense()
+    return StateSpace(widen(dense.A), widen(dense.B), widen(dense.C), widen(dense.D), dt=sys.dt)
+
+
 def stability_margin(sys: LinearSystem) -> Array:
     """Return ``1 - |pole|`` or ``-Re(pole)`` for every pole, ``(..., n)``; positive for a stable pole."""
     xp = namespace(sys.B)
