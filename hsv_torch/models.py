@@ -16,6 +16,8 @@ from hsv import DtypeError, HsvError, ShapeError
 from hsv_torch.layers._checks import check_choice, check_size, checked_input, padding_mask
 from hsv_torch.layers.lru import LRU
 from hsv_torch.layers.mamba import Mamba
+from hsv_torch.layers.s4d import S4D
+from hsv_torch.layers.s5 import S5
 
 Head = Literal["classification", "regression", "language_model"]
 Norm = Literal["layer", "batch", "rms"]
@@ -45,7 +47,12 @@ class LayerKind:
         return "bidirectional" in inspect.signature(self.layer).parameters
 
 
-LAYER_KINDS: dict[str, LayerKind] = {"lru": LayerKind(LRU), "mamba": LayerKind(Mamba, gated=True)}
+LAYER_KINDS: dict[str, LayerKind] = {
+    "lru": LayerKind(LRU),
+    "s5": LayerKind(S5),
+    "s4d": LayerKind(S4D),
+    "mamba": LayerKind(Mamba, gated=True),
+}
 
 
 @dataclass(frozen=True, kw_only=True)

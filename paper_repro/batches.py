@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from paper_repro.datasets import Sequences
+from paper_repro.sequences import Sequences
 
 
 class ShuffledBatches:
@@ -32,7 +32,7 @@ class ShuffledBatches:
         self._order: tuple[int, torch.Tensor] | None = None
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the next batch: inputs (batch, length, channels) and labels (batch,)."""
+        """Return the next batch: inputs and labels of `batch_size` sequences."""
         epoch, place = divmod(self._taken, len(self._sequences) // self._batch_size)
         if self._order is None or self._order[0] != epoch:
             permutation = np.random.default_rng([self._seed, epoch]).permutation(len(self._sequences))

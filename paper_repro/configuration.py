@@ -23,7 +23,23 @@ Arm = Literal["full", "in_training", "from_scratch"]
 
 # These say where a run reads, how often it saves and why it has its size, but change nothing that it computes.
 KEYS_OUTSIDE_THE_IDENTITY = frozenset({"data_dir", "checkpoint_every", "sizes_of"})
-KEYS_OF_CUTS = frozenset({"tau", "order", "attempts", "reading", "moments", "max_drop"})
+KEYS_OF_CUTS = frozenset(
+    {
+        "tau",
+        "order",
+        "attempts",
+        "reading",
+        "method",
+        "calibration_sequences",
+        "ready_by",
+        "ready_to",
+        "moments",
+        "max_drop",
+    }
+)
+KEYS_OF_LRU = ("min_radius", "max_radius", "max_phase")
+KEYS_OF_SELECTIVE_LAYERS = ("method", "calibration_sequences")
+SELECTIVE_LAYERS = ("mamba",)
 
 
 class RunConfig(pydantic.BaseModel):
@@ -31,13 +47,18 @@ class RunConfig(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    task: Literal["digits", "fashion_mnist"]
+    task: Literal["digits", "fashion_mnist", "mqar", "selective_copying"]
+    task_options: dict[str, int] = Field(default_factory=dict, description="sizes and seed of a generated task")
     arm: Arm = "full"
     seed: int = Field(
         0, ge=0, lt=2**32, description="of the weights, the dropout and the order of the data; not of the split"
     )
     data_dir: str | None = Field(None, description="folder of the data files; None: the usual places")
 
+    layer: Literal["lru", "s5", "s4d", "mamba"] = "lru"
+    layer_options: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="further arguments of the layer, by its own names"
+    )
     n_blocks: int = Field(1, ge=1)
     d_model: int = Field(8, ge=1, description="width H of the model")
     n_states: int | tuple[int, ...] = Field(
@@ -45,10 +66,14 @@ class RunConfig(pydantic.BaseModel):
     )
     sizes_of: str | None = Field(None, description="the run that n_states was taken from")
     dropout: float = Field(0.1, ge=0, lt=1)
-    norm: Literal["batch", "layer"] = "batch"
-    min_radius: float = Field(0.9, ge=0, lt=1, description="of the poles at the start")
+    dropout_mask: Literal["element", "sequence"] = "element"
+    norm: Literal["batch", "layer", "rms"] = "batch"
+    final_norm: bool = Field(False, description="the same norm before the head")
+    pooling: Literal["mean", "last"] = "mean"
+    bidirectional: bool = False
+    min_radius: float = Field(0.9, ge=0, lt=1, description="of the LRU's poles at the start")
     max_radius: float = Field(0.999, gt=0, lt=1)
-    max_phase: float = Field(2 * math.pi, gt=0, le=2 * math.pi, description="of the poles at the start, in radians")
+    max_phase: float = Field(2 * math.pi, gt=0, le=2 * math.pi, description="of the same poles, in radians")
 
     steps: int = Field(3000, ge=1)
     batch_size: int = Field(50, ge=1)
@@ -60,6 +85,7 @@ class RunConfig(pydantic.BaseModel):
     lr_schedule: Literal["constant", "warmup_cosine"] = "constant"
     warmup: float = Field(0.1, ge=0, le=1, description="fraction of the steps, of warmup_cosine")
     floor_rate: float = Field(1e-7, gt=0, description="learning rate at both ends of warmup_cosine")
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of a gradient; None: any")
     evaluate_every: int = Field(100, ge=1, description="steps between validations")
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints to resume from")
 
@@ -70,8 +96,18 @@ class RunConfig(pydantic.BaseModel):
     attempts: int = Field(4, ge=1)
     window: tuple[float, float] = Field((0.0, 0.1), description="of the attempts, as fractions of the steps")
     reading: Literal["complex", "real"] = Field(
-        "complex", description="of the layer's system: the paper's, or conjugate-aware"
+        "complex", description="of a time-invariant layer's system: the paper's, or conjugate-aware"
     )
+    method: str | None = Field(
+        None, description="of the cuts of a selective layer, see `paper_repro.methods`; None: the layer's default"
+    )
+    calibration_sequences: int = Field(
+        64, ge=1, description="of the training set, that a selective layer is observed on before a cut"
+    )
+    ready_by: float | None = Field(
+        None, gt=0, lt=1, description="put attempts off until the mean loss has fallen by this fraction"
+    )
+    ready_to: float | None = Field(None, gt=0, description="or to this value")
     moments: Literal["carry", "reset"] = Field("carry", description="of the optimizer, at a cut")
     max_drop: float | None = Field(
         None, ge=0, le=1, description="undo a cut after which validation accuracy falls by more"
@@ -84,6 +120,18 @@ class RunConfig(pydantic.BaseModel):
     def _keys_fit_together(self) -> Self:
         if self.min_radius >= self.max_radius:
             raise ValueError(f"min_radius must be below max_radius, got {self.min_radius} and {self.max_radius}")
+        if self.layer != "lru":
+            self._refuse_unless_default(KEYS_OF_LRU, "only layer lru has it")
+        if self.layer in SELECTIVE_LAYERS:
+            self._refuse_unless_default(
+                ("reading",), "only a time-invariant layer has one, and `method` stands for it here"
+            )
+        else:
+            self._refuse_unless_default(
+                KEYS_OF_SELECTIVE_LAYERS, "only a selective layer is cut by what it does with data"
+            )
+        if self.ready_by is not None and self.ready_to is not None:
+            raise ValueError(f"ready_by or ready_to: give one of them, got {self.ready_by} and {self.ready_to}")
         if not 0 <= self.window[0] < self.window[1] <= 1:
             raise ValueError(f"window must be two fractions with 0 <= first < second <= 1, got {list(self.window)}")
         if min(self.states_of_blocks) < 1:
@@ -95,6 +143,11 @@ class RunConfig(pydantic.BaseModel):
                 f"tau or order: arm in_training needs exactly one of them, got tau={self.tau}, order={self.order}"
             )
         return self
+
+    def _refuse_unless_default(self, keys: Iterable[str], why: str) -> None:
+        for key in keys:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is set to {getattr(self, key)!r}, but the layer is {self.layer}: {why}")
 
     @property
     def states_of_blocks(self) -> tuple[int, ...]:

@@ -1,19 +1,21 @@
-"""Images as pixel sequences, each with one fixed split into training, validation and test sequences.
+"""The tasks by name: images as pixel sequences here, generated tasks from `paper_repro.synthetic`, each with one fixed split.
 
 No split depends on a run's seed, and no validation sequence is a test sequence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from paper_repro.errors import DataError
+from paper_repro.errors import ConfigurationError, DataError
 from paper_repro.idx import read_idx
+from paper_repro.sequences import Dataset, Sequences, TaskShape
+from paper_repro.synthetic import GENERATED_TASKS, GeneratedTask
 
 FASHION_MNIST_FOLDERS = (Path("/usr/share/datasets/fashion-mnist"), Path("data/fashion-mnist"))
 FASHION_MNIST_FILES = {
@@ -22,41 +24,7 @@ FASHION_MNIST_FILES = {
 }
 
 
-@dataclass(frozen=True)
-class Sequences:
-    """Labelled sequences: `inputs` (count, length, channels) float32, `labels` (count,) int64."""
-
-    inputs: torch.Tensor
-    labels: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def to(self, device: torch.device) -> Sequences:
-        """Return the same sequences on `device`."""
-        return Sequences(self.inputs.to(device), self.labels.to(device))
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """One task: three disjoint sets of sequences."""
-
-    name: str
-    n_classes: int
-    train: Sequences
-    validation: Sequences
-    test: Sequences
-
-    @property
-    def n_channels(self) -> int:
-        """Inputs a time step."""
-        return self.train.inputs.shape[2]
-
-    def to(self, device: torch.device) -> Dataset:
-        """Return the same dataset on `device`."""
-        return Dataset(
-            self.name, self.n_classes, self.train.to(device), self.validation.to(device), self.test.to(device)
-        )
+PICTURES_IN_TEN_CLASSES = TaskShape(n_inputs=1, n_outputs=10)
 
 
 def place_in_class(labels: np.ndarray) -> np.ndarray:
@@ -85,7 +53,7 @@ def load_digits(data_dir: Path | None = None) -> Dataset:
     fifth = place_in_class(labels) % 5
     return Dataset(
         "digits",
-        10,
+        PICTURES_IN_TEN_CLASSES,
         train=_sequences(images[fifth < 3] / 16, labels[fifth < 3]),
         validation=_sequences(images[fifth == 3] / 16, labels[fifth == 3]),
         test=_sequences(images[fifth == 4] / 16, labels[fifth == 4]),
@@ -114,21 +82,51 @@ def load_fashion_mnist(data_dir: Path | None = None) -> Dataset:
     held_out = place_in_class(labels) % 10 == 9
     return Dataset(
         "fashion_mnist",
-        10,
+        PICTURES_IN_TEN_CLASSES,
         train=_sequences(images[~held_out] / np.float32(255), labels[~held_out]),
         validation=_sequences(images[held_out] / np.float32(255), labels[held_out]),
         test=_sequences(test_images / np.float32(255), test_labels),
     )
 
 
-LOADERS: dict[str, Callable[[Path | None], Dataset]] = {"digits": load_digits, "fashion_mnist": load_fashion_mnist}
+IMAGE_LOADERS: dict[str, Callable[[Path | None], Dataset]] = {
+    "digits": load_digits,
+    "fashion_mnist": load_fashion_mnist,
+}
 
-SHAPES = {"digits": (1, 10), "fashion_mnist": (1, 10)}  # inputs a time step, classes
+
+def load_dataset(name: str, data_dir: Path | None = None, options: Mapping[str, Any] | None = None) -> Dataset:
+    """Return the dataset of the task `name`, with `options` where it is a generated one.
+
+    Raises
+    ------
+    ConfigurationError
+        If an option is unknown or impossible.
+    """
+    if name in GENERATED_TASKS:
+        return _generated(name, options).load()
+    _refuse_options(name, options)
+    return IMAGE_LOADERS[name](data_dir)
 
 
-def load_dataset(name: str, data_dir: Path | None = None) -> Dataset:
-    """Return the dataset called `name`, one of `LOADERS`."""
-    return LOADERS[name](data_dir)
+def task_shape(name: str, options: Mapping[str, Any] | None = None) -> TaskShape:
+    """Return what a model of the task `name` must take and give, without its data."""
+    if name in GENERATED_TASKS:
+        return _generated(name, options).shape
+    _refuse_options(name, options)
+    return PICTURES_IN_TEN_CLASSES
+
+
+def _generated(name: str, options: Mapping[str, Any] | None) -> GeneratedTask:
+    return GENERATED_TASKS[name].from_options(options or {})
+
+
+def _refuse_options(name: str, options: Mapping[str, Any] | None) -> None:
+    if options:
+        raise ConfigurationError(
+            f"key 'task_options': {name} is not generated and has none, got {dict(options)}; tasks that have: "
+            f"{', '.join(GENERATED_TASKS)}"
+        )
 
 
 def _sequences(images: np.ndarray, labels: np.ndarray) -> Sequences:

@@ -1,75 +1,57 @@
-"""The paper's sequence classifier: linear encoder, LRU blocks, mean over time, linear head."""
+"""The model of a run: `hsv_torch.SequenceModel`, with the values of the configuration."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
-
+import hsv
 import hsv_torch
-from paper_repro.configuration import RunConfig
+from paper_repro.configuration import KEYS_OF_LRU, RunConfig
+from paper_repro.errors import ConfigurationError
+from paper_repro.sequences import TaskShape
 
 
-class BatchNorm(nn.Module):
-    """Batch normalisation of (batch, length, channels) over batch and time."""
+def make_model_config(config: RunConfig, shape: TaskShape) -> hsv_torch.SequenceModelConfig:
+    """Return the configuration of the model for a task of `shape`.
 
-    def __init__(self, d_model: int) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(d_model)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return `x` normalised, in its own shape."""
-        return self.norm(x.mT).mT
-
-
-NORMS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "batch": BatchNorm}
-
-
-class Block(nn.Module):
-    """Norm, LRU, GELU, dropout, gated linear unit, dropout, and the input added."""
-
-    def __init__(self, config: RunConfig, n_states: int) -> None:
-        super().__init__()
-        self.norm = NORMS[config.norm](config.d_model)
-        self.ssm = hsv_torch.LRU(
-            config.d_model,
-            n_states,
-            min_radius=config.min_radius,
-            max_radius=config.max_radius,
-            max_phase=config.max_phase,
-        )
-        self.dropout = nn.Dropout(config.dropout)
-        self.gate = nn.Linear(config.d_model, 2 * config.d_model)
-
-    @property
-    def n_states(self) -> int:
-        """States of the LRU now."""
-        return self.ssm.n_states
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (batch, length, d_model) to the same shape."""
-        hidden = self.dropout(nn.functional.gelu(self.ssm(self.norm(x))))
-        return x + self.dropout(nn.functional.glu(self.gate(hidden)))
-
-
-class Classifier(nn.Module):
-    """Map sequences (batch, length, channels) to class scores (batch, classes).
-
-    All sequences of a batch have one length and no padding, so the mean over time is the mean of real steps.
+    Raises
+    ------
+    ConfigurationError
+        If the layer has no such option, or values do not go together.
     """
+    options = dict(config.layer_options)
+    if config.layer == "lru":
+        options = {key: getattr(config, key) for key in KEYS_OF_LRU} | options
+    try:
+        return hsv_torch.SequenceModelConfig(
+            layer=config.layer,
+            layer_options=options,
+            d_model=config.d_model,
+            n_states=config.n_states,
+            n_blocks=config.n_blocks,
+            head=shape.head,
+            n_inputs=shape.n_inputs,
+            vocabulary=shape.vocabulary,
+            n_outputs=shape.n_outputs,
+            norm=config.norm,
+            final_norm=config.final_norm,
+            dropout=config.dropout,
+            dropout_mask=config.dropout_mask,
+            pooling=config.pooling,
+            bidirectional=config.bidirectional,
+        )
+    except hsv.HsvError as error:
+        raise ConfigurationError(f"the model: {error}") from error
 
-    def __init__(self, config: RunConfig, n_channels: int, n_classes: int) -> None:
-        super().__init__()
-        self.encoder = nn.Linear(n_channels, config.d_model)
-        self.blocks = nn.ModuleList(Block(config, n_states) for n_states in config.states_of_blocks)
-        self.head = nn.Linear(config.d_model, n_classes)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the class scores."""
-        hidden = self.encoder(x)
-        for block in self.blocks:
-            hidden = block(hidden)
-        return self.head(hidden.mean(dim=1))
+def make_model(config: RunConfig, shape: TaskShape) -> hsv_torch.SequenceModel:
+    """Return a new model for a task of `shape`.
 
-    def states_of_blocks(self) -> list[int]:
-        """Return how many states each block has now."""
-        return [block.n_states for block in self.blocks if isinstance(block, Block)]
+    Raises
+    ------
+    ConfigurationError
+        If the layer refuses its options.
+    """
+    model_config = make_model_config(config, shape)
+    try:
+        return hsv_torch.SequenceModel(model_config)
+    except (hsv.HsvError, TypeError) as error:
+        raise ConfigurationError(f"key 'layer_options': {error}") from error

@@ -60,15 +60,29 @@ class Choice(Record):
     arms: dict[str, ArmChoice]
 
     def differing_settings(self, config: RunConfig) -> dict[str, tuple[Any, Any]]:
-        """Return the keys in which `config` differs from what the choice was made with: name to (then, now)."""
+        """Return the keys in which `config` differs from what the choice was made with: name to (then, now).
+
+        A key that did not exist then has its default, which is what was done then.
+        """
         now = settings_of(config)
-        return {key: (self.settings.get(key), value) for key, value in now.items() if self.settings.get(key) != value}
+        then = {key: self.settings.get(key, _default(key)) for key in now}
+        return {key: (then[key], value) for key, value in now.items() if then[key] != value}
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """Return the values that all arms and seeds of an experiment share; what is None is left out."""
     values = config.model_dump(mode="json", exclude=set(KEYS_OF_ONE_RUN))
     return {key: value for key, value in values.items() if value is not None}
+
+
+def _default(key: str) -> Any:
+    return RunConfig.model_fields[key].get_default(call_default_factory=True)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(entry)}" for key, entry in value.items()) + "}"
+    return json.dumps(value)
 
 
 def choose(trials: Sequence[Trial]) -> ArmChoice:
@@ -163,7 +177,7 @@ def write_choice(choice: Choice, path: Path) -> None:
         f"seeds = {list(choice.seeds)}",
         "",
         "[settings]",
-        *(f"{key} = {json.dumps(value)}" for key, value in choice.settings.items()),
+        *(f"{key} = {_toml(value)}" for key, value in choice.settings.items()),
     ]
     for arm, chosen in choice.arms.items():
         lines += ["", f"[arms.{arm}]", f"learning_rate = {chosen.learning_rate}"]

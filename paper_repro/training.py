@@ -19,13 +19,15 @@ from torch import nn
 
 import hsv
 import hsv_torch
+from hsv_torch.checkpoint import layer_sizes, resize_layers
 from paper_repro import provenance
 from paper_repro.batches import ShuffledBatches
 from paper_repro.configuration import RunConfig
-from paper_repro.datasets import SHAPES, Dataset, Sequences, load_dataset
+from paper_repro.datasets import load_dataset, task_shape
 from paper_repro.errors import ConfigurationError, ReproError, ResultError
 from paper_repro.learning_rate import make_scheduler
-from paper_repro.model import Classifier
+from paper_repro.methods import make_criterion, needs_data
+from paper_repro.model import make_model
 from paper_repro.results import (
     Evaluation,
     Provenance,
@@ -37,11 +39,13 @@ from paper_repro.results import (
     find_result,
     write_atomically,
 )
+from paper_repro.sequences import NOT_ASKED, Dataset, Sequences
 
 EVALUATION_BATCH = 256
+CALIBRATION_BATCH = 16
 CHECKPOINT_FILE, BEST_FILE, CONFIG_FILE = "checkpoint.pt", "best.pt", "config.json"
 STEPS_BETWEEN_PROGRESS = 25
-CRITERIA: dict[str, type[hsv_torch.Criterion]] = {"complex": hsv_torch.ComplexHankel, "real": hsv_torch.RealHankel}
+CALIBRATION_STREAM = 1  # of the random numbers of a seed: the choice of calibration sequences draws none of the others
 
 
 class RunInterruptedError(ReproError):
@@ -99,7 +103,7 @@ class Training:
         start = time.perf_counter()
         inputs, labels = self.batches.next()
         self.model.train()
-        loss = nn.functional.cross_entropy(self.model(inputs), labels)
+        loss = cross_entropy(self.model(inputs), labels)
         if not math.isfinite(value := loss.item()):
             raise DivergedError(
                 f"{self.config.run_id}: the loss is {value} at step {self.step + 1}; a smaller learning_rate than "
@@ -107,12 +111,14 @@ class Training:
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if self.config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
         self.scheduler.step()
         self._wait_for_device()
         self.journal.step_seconds.append(time.perf_counter() - start)
         self.step += 1
-        self._compress()
+        self._compress(value)
         if self.step % self.config.evaluate_every == 0 or self.step == self.config.steps:
             self._validate()
 
@@ -163,7 +169,7 @@ class Training:
 
     def record_start(self) -> None:
         """Record sizes and spectra before the first step."""
-        self.journal.states.append({"step": 0, "states": self.model.states_of_blocks()})
+        self.journal.states.append({"step": 0, "states": self.model.n_states})
         self._record_spectra()
 
     def result(self, *, evaluate_test: bool) -> RunResult:
@@ -207,10 +213,11 @@ class Training:
             spectra=tuple(Spectrum(**entry) for entry in journal.spectra),
         )
 
-    def best_model(self) -> Classifier:
+    def best_model(self) -> hsv_torch.SequenceModel:
         """Return the model as it was at its best validation after the window of the cuts."""
         assert self.best is not None
-        model = build_model(self.config, self.dataset, tuple(self.best["states"]))
+        model = build_model(self.config, self.dataset)
+        resize_layers(model, self.best["sizes"])
         model.load_state_dict(self.best["model"])
         return model.eval()
 
@@ -228,22 +235,25 @@ class Training:
             self.optimizer,
             rule=_rule(config),
             schedule=schedule,
-            criterion=CRITERIA[config.reading](),
+            criterion=make_criterion(config),
+            calibration=make_calibration(config, self.dataset),
             guard=guard,
+            ready=_ready(config),
             moments=config.moments,
             state={"scheduler": self.scheduler, "loader": self.batches},
         )
 
-    def _compress(self) -> None:
+    def _compress(self, loss: float) -> None:
         if self.compressor is None:
             return
         start = time.perf_counter()
-        event = self.compressor.step()
+        event = self.compressor.step(loss)
         self._wait_for_device()
         self.journal.reduction_seconds += time.perf_counter() - start
-        states = self.model.states_of_blocks()
-        if event is not None and states != self.journal.states[-1]["states"]:
+        states = self.model.n_states
+        if event is not None and states != tuple(self.journal.states[-1]["states"]):
             self.journal.states.append({"step": self.step, "states": states})
+            self.best = None  # a cut that was put off may come after the window: what was best before it is larger
 
     def _validation_accuracy(self) -> float:
         return evaluate(self.model, self.dataset.validation, self.step).accuracy
@@ -257,14 +267,17 @@ class Training:
         if self.best is None or evaluation.is_better_than(Evaluation(**self.best["evaluation"])):
             self.best = {
                 "evaluation": evaluation.model_dump(),
-                "states": self.model.states_of_blocks(),
+                "sizes": layer_sizes(self.model),
                 "model": {name: value.detach().clone() for name, value in self.model.state_dict().items()},
             }
 
     def _record_spectra(self) -> None:
         for name, layer in hsv_torch.compressible_layers(self.model).items():
             system = hsv_torch.adapter_of(layer).system(layer)
+            if system is None:  # it depends on the layer's input
+                continue
             values = np.asarray(hsv.hankel_singular_values(system).cpu())
+            values = values.reshape(-1, values.shape[-1]).mean(axis=0)  # over the channels, where each has a system
             self.journal.spectra.append({"step": self.step, "layer": name, "values": tuple(values.tolist())})
 
     def _median_step_seconds(self, sizes: list[States]) -> tuple[float, float]:
@@ -318,7 +331,7 @@ def train(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     data_dir = Path(config.data_dir) if config.data_dir is not None else None
-    dataset = (dataset or load_dataset(config.task, data_dir)).to(device)
+    dataset = (dataset or load_dataset(config.task, data_dir, config.task_options)).to(device)
     run_directory = directory / config.run_id
     checkpoint = run_directory / CHECKPOINT_FILE
     warm_up_seconds = warm_up(config, dataset)
@@ -347,14 +360,21 @@ def warm_up(config: RunConfig, dataset: Dataset) -> float:
     batches = make_batches(config, dataset)
     optimizer = torch.optim.AdamW(model.parameters())
     inputs, labels = batches.next()
-    nn.functional.cross_entropy(model(inputs), labels).backward()
+    cross_entropy(model(inputs), labels).backward()
     optimizer.step()
     for layer in hsv_torch.compressible_layers(model).values():
         system = hsv_torch.adapter_of(layer).system(layer)
-        hsv.hankel_singular_values(system - system)
+        if system is not None:
+            hsv.hankel_singular_values(system - system)
     if config.arm == "in_training":
         with contextlib.suppress(hsv_torch.CutRefusedError):  # whether a throw-away model can be cut does not matter
-            hsv_torch.compress_(model, hsv.Order(1), criterion=CRITERIA[config.reading](), optimizer=optimizer)
+            hsv_torch.compress_(
+                model,
+                hsv.Order(1),
+                criterion=make_criterion(config),
+                calibration=make_calibration(config, dataset),
+                optimizer=optimizer,
+            )
     return time.perf_counter() - start
 
 
@@ -366,19 +386,39 @@ def find_usable_result(directory: Path, config: RunConfig, *, evaluate_test: boo
     return None
 
 
-def load_best_model(run_directory: Path) -> Classifier:
+def load_best_model(run_directory: Path) -> hsv_torch.SequenceModel:
     """Return the best model of a finished run, with the sizes that it was saved with, in evaluation mode."""
     config = RunConfig.model_validate_json((run_directory / CONFIG_FILE).read_bytes())
-    channels, classes = SHAPES[config.task]
-    model = Classifier(config, channels, classes)
+    model = make_model(config, task_shape(config.task, config.task_options))
     hsv_torch.load_into(model, run_directory / BEST_FILE)
     return model.eval()
 
 
-def build_model(config: RunConfig, dataset: Dataset, states: tuple[int, ...] | None = None) -> Classifier:
-    """Return a new classifier for `dataset`, with other numbers of states than in `config` where `states` is given."""
+def build_model(config: RunConfig, dataset: Dataset, states: tuple[int, ...] | None = None) -> hsv_torch.SequenceModel:
+    """Return a new model for `dataset`, with other numbers of states than in `config` where `states` is given."""
     sized = config if states is None else config.with_values(n_states=states)
-    return Classifier(sized, dataset.n_channels, dataset.n_classes).to(torch.device(config.device))
+    return make_model(sized, dataset.shape).to(torch.device(config.device))
+
+
+def make_calibration(config: RunConfig, dataset: Dataset) -> list[torch.Tensor] | None:
+    """Return batches of training sequences, drawn with the run's seed, that a selective layer is observed on; None for other layers.
+
+    Raises
+    ------
+    ConfigurationError
+        If there are fewer training sequences than are asked for.
+    """
+    if not needs_data(config):
+        return None
+    count = config.calibration_sequences
+    if count > len(dataset.train):
+        raise ConfigurationError(
+            f"key 'calibration_sequences': the training set has {len(dataset.train)} sequences, {count} are asked for"
+        )
+    random = np.random.default_rng([config.seed, 0, CALIBRATION_STREAM])
+    chosen = torch.from_numpy(random.choice(len(dataset.train), size=count, replace=False))
+    inputs = dataset.train.inputs[chosen.to(dataset.train.inputs.device)]
+    return list(inputs.split(CALIBRATION_BATCH))
 
 
 def make_batches(config: RunConfig, dataset: Dataset) -> ShuffledBatches:
@@ -395,20 +435,28 @@ def make_batches(config: RunConfig, dataset: Dataset) -> ShuffledBatches:
         raise ConfigurationError(f"key 'batch_size': {error}") from error
 
 
+def cross_entropy(scores: torch.Tensor, labels: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
+    """Return mean or sum over all labels, those of the steps at which something is asked where a sequence has a label a step."""
+    return nn.functional.cross_entropy(
+        scores.flatten(0, -2), labels.flatten(), ignore_index=NOT_ASKED, reduction=reduction
+    )
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, sequences: Sequences, step: int) -> Evaluation:
-    """Return accuracy and mean cross-entropy of `model`, which is left in the mode that it was in."""
+    """Return accuracy and mean cross-entropy of `model`, which is left in the mode that it was in; both over all labels."""
     was_training = model.training
     model.eval()
-    correct, loss = 0, 0.0
+    correct, asked, loss = 0, 0, 0.0
     for inputs, labels in zip(
         sequences.inputs.split(EVALUATION_BATCH), sequences.labels.split(EVALUATION_BATCH), strict=True
     ):
         scores = model(inputs)
         correct += int((scores.argmax(dim=-1) == labels).sum())
-        loss += float(nn.functional.cross_entropy(scores, labels, reduction="sum"))
+        asked += int((labels != NOT_ASKED).sum())
+        loss += float(cross_entropy(scores, labels, reduction="sum"))
     model.train(was_training)
-    return Evaluation(step=step, accuracy=correct / len(sequences), loss=loss / len(sequences))
+    return Evaluation(step=step, accuracy=correct / asked, loss=loss / asked)
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -439,7 +487,7 @@ def _run_to_end(
 
 
 def _describe(training: Training) -> str:
-    states = "+".join(str(count) for count in training.model.states_of_blocks())
+    states = "+".join(str(count) for count in training.model.n_states)
     validations = training.journal.validations
     accuracy = f", validation {validations[-1]['accuracy']:.1%}" if validations else ""
     return f"{states} states{accuracy}"
@@ -450,6 +498,12 @@ def _rule(config: RunConfig) -> hsv.Rule:
         return hsv.Order(config.order)
     assert config.tau is not None
     return hsv.HankelSum(discard=config.tau)
+
+
+def _ready(config: RunConfig) -> hsv_torch.LossFalls | None:
+    if config.ready_by is None and config.ready_to is None:
+        return None
+    return hsv_torch.LossFalls(by=config.ready_by, to=config.ready_to)
 
 
 def _device(config: RunConfig) -> torch.device:

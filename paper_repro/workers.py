@@ -65,10 +65,10 @@ def run_jobs(
     context = multiprocessing.get_context("spawn")
     messages, stop = context.Queue(), context.Event()
     with (
-        _one_thread_each(),
-        _termination_as_interrupt(),
+        one_thread_each(),
+        termination_as_interrupt(),
         ProcessPoolExecutor(
-            min(n_workers, len(jobs)), mp_context=context, initializer=_start_worker, initargs=(messages, stop)
+            min(n_workers, len(jobs)), mp_context=context, initializer=start_worker, initargs=(messages, stop)
         ) as pool,
     ):
         try:
@@ -128,7 +128,8 @@ def _drain(messages: Any) -> Iterator[tuple[str, int, str]]:
             return
 
 
-def _start_worker(messages: Any, stop: Event) -> None:
+def start_worker(messages: Any, stop: Event) -> None:
+    """Get a new process ready: one thread, deaf to signals that the parent hears."""
     global _messages, _stop
     _messages, _stop = messages, stop
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -136,7 +137,8 @@ def _start_worker(messages: Any, stop: Event) -> None:
     torch.set_num_threads(1)
 
 
-def _should_stop() -> bool:
+def should_stop() -> bool:
+    """Say whether the parent of this process has asked it to stop, or is gone."""
     parent = multiprocessing.parent_process()
     assert _stop is not None
     return _stop.is_set() or (parent is not None and os.getppid() != parent.pid)  # nobody waits for orphans
@@ -148,12 +150,14 @@ def _work(key: str, config: RunConfig, directory: Path, evaluate_test: bool) -> 
         directory,
         evaluate_test=evaluate_test,
         progress=lambda step, note: _messages.put((key, step, note)),
-        should_stop=_should_stop,
+        should_stop=should_stop,
     )
 
 
 @contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
+def termination_as_interrupt() -> Iterator[None]:
+    """Turn a termination into an interrupt from the keyboard, in the main thread."""
+
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
@@ -168,7 +172,7 @@ def _termination_as_interrupt() -> Iterator[None]:
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
+def one_thread_each() -> Iterator[None]:
     """Set the variables that the libraries of new processes read, and put them back."""
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))

@@ -61,7 +61,7 @@ def test_fashion_mnist_holds_every_tenth_picture_of_a_class_out(tmp_path, compre
     write_fashion_mnist(tmp_path, compress=compress)
     dataset = load_fashion_mnist(tmp_path)
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (180, 20, 20)
-    assert (dataset.n_channels, dataset.n_classes) == (1, 10)
+    assert (dataset.shape.n_inputs, dataset.shape.n_outputs) == (1, 10)
     assert torch.bincount(dataset.validation.labels).tolist() == [2] * 10
 
 

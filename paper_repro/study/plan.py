@@ -1,0 +1,192 @@
+"""What the study does: tasks, points of the training, sizes, methods, and the jobs that they amount to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from paper_repro.configuration import RunConfig, make_config, read_preset
+from paper_repro.errors import ConfigurationError
+from paper_repro.methods import METHODS
+from paper_repro.study.measurements import Kind, key_of
+
+JobKind = Literal["full", "scratch", "cuts", "trained_on", "ranking"]
+POINTS = {"early": 0.35, "late": 0.75}
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """One task: a preset, values in place of its own, and the sizes that its model is cut to."""
+
+    preset: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    sizes: tuple[int, ...] = (32, 16, 8)
+    sizes_trained_on: tuple[int, ...] = (8,)
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """Everything that the study does.
+
+    `methods` are measured right after the cut, at all sizes; `methods_trained_on` after training on too. Rankings are made from
+    `counts` sequences, `draws` times from others, at the late point and the smallest size.
+    """
+
+    tasks: tuple[TaskPlan, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    methods: tuple[str, ...] = tuple(METHODS)
+    methods_trained_on: tuple[str, ...] = (
+        "greedy",
+        "shared_basis",
+        "channel_basis_mean_system",
+        "random_uncompensated",
+    )
+    methods_ranked: tuple[str, ...] = ("greedy", "hankel", "ghost", "shared_basis")
+    counts: tuple[int, ...] = (4, 16, 64, 256)
+    draws: int = 3
+    calibration_sequences: int = 64
+
+    def with_changes(self, **changes: Any) -> StudyPlan:
+        """Return a plan with other values."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One piece of work, which yields the measurements of `keys`; all but ``full`` and ``scratch`` need the full run's checkpoints."""
+
+    kind: JobKind
+    task: str
+    config: RunConfig
+    n_states: int = 0
+    point: str = ""
+    methods: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
+    counts: tuple[int, ...] = ()
+    draws: int = 0
+
+    @property
+    def needs_full(self) -> bool:
+        """Whether the job starts from a checkpoint of the full run."""
+        return self.kind not in ("full", "scratch")
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """The keys of the measurements that the job makes."""
+        run = self.config.run_id
+        if self.kind == "full":
+            full = self.config.states_of_blocks[0]
+            return frozenset({key_of(run, "full", full), *(key_of(run, "point", full, point) for point in POINTS)})
+        if self.kind == "scratch":
+            return frozenset({key_of(run, "scratch", self.n_states)})
+        if self.kind == "ranking":
+            return frozenset(
+                key_of(run, "ranking", self.n_states, self.point, method, count, draw)
+                for method in self.methods
+                for count in self.counts
+                for draw in range(self.draws)
+            )
+        kind: Kind = "cut" if self.kind == "cuts" else "trained_on"
+        return frozenset(key_of(run, kind, size, self.point, method) for method in self.methods for size in self.sizes)
+
+    def describe(self) -> str:
+        """Return the job in words."""
+        words = {
+            "full": "full model",
+            "scratch": f"from scratch, {self.n_states} states",
+            "cuts": f"{len(self.methods)} methods, cuts {self.point} to {', '.join(map(str, self.sizes))}",
+            "trained_on": f"{', '.join(self.methods)}, cut {self.point} to {', '.join(map(str, self.sizes))} and trained on",
+            "ranking": f"rankings from {', '.join(map(str, self.counts))} sequences",
+        }
+        return f"{self.task}, seed {self.config.seed}: {words[self.kind]}"
+
+
+def full_config(plan: StudyPlan, task: TaskPlan, seed: int) -> RunConfig:
+    """Return the run of the full model."""
+    values = {**read_preset(task.preset), **task.values, "arm": "full", "seed": seed}
+    config = make_config({**values, "calibration_sequences": plan.calibration_sequences})
+    return config.with_values(evaluate_every=config.steps, checkpoint_every=config.steps)
+
+
+def make_jobs(plan: StudyPlan) -> list[Job]:
+    """Return the jobs of `plan`, in the order in which they shall start: seed by seed, so that what is there is always of some use.
+
+    Raises
+    ------
+    ConfigurationError
+        If a method is unknown, or a size is not below that of the full model.
+    """
+    for method in (*plan.methods, *plan.methods_trained_on, *plan.methods_ranked):
+        if method not in METHODS:
+            raise ConfigurationError(f"unknown method {method!r}; known are {', '.join(METHODS)}")
+    jobs: list[Job] = []
+    for seed in plan.seeds:
+        configs = [(task, full_config(plan, task, seed)) for task in plan.tasks]
+        jobs += [Job("full", task.preset, config) for task, config in configs]
+        for task, config in configs:
+            _check_sizes(task, config)
+            jobs += _jobs_after(plan, task, config)
+    return jobs
+
+
+def _jobs_after(plan: StudyPlan, task: TaskPlan, config: RunConfig) -> Iterator[Job]:
+    name = task.preset
+    for point in POINTS:
+        if plan.methods:
+            yield Job("cuts", name, config, point=point, methods=plan.methods, sizes=task.sizes)
+    for size in sorted({*task.sizes, *task.sizes_trained_on}, reverse=True):
+        yield Job("scratch", name, config, n_states=size)
+    for point in POINTS:
+        for size in task.sizes_trained_on:
+            for method in plan.methods_trained_on:
+                yield Job("trained_on", name, config, point=point, methods=(method,), sizes=(size,))
+    if plan.methods_ranked:
+        yield Job(
+            "ranking", name, config, n_states=min(task.sizes), point="late", methods=plan.methods_ranked,
+            counts=plan.counts, draws=plan.draws,
+        )  # fmt: skip
+
+
+def _check_sizes(task: TaskPlan, config: RunConfig) -> None:
+    full = min(config.states_of_blocks)
+    wrong = [size for size in (*task.sizes, *task.sizes_trained_on) if not 1 <= size < full]
+    if wrong:
+        raise ConfigurationError(
+            f"{task.preset}: sizes must lie in [1, {full - 1}], below the full model's, got {wrong}"
+        )
+
+
+DEFAULT = StudyPlan(
+    tasks=(
+        TaskPlan("mqar", sizes=(32, 16, 8, 4), sizes_trained_on=(8, 4)),
+        TaskPlan("selective_copying"),
+        TaskPlan("digits_mamba"),
+    )
+)
+
+TINY = {"n_states": 8, "d_model": 8, "batch_size": 8, "steps": 40}
+FEW_SEQUENCES = {"n_train": 512, "n_validation": 32, "n_test": 64}
+QUICK = StudyPlan(
+    tasks=(
+        TaskPlan(
+            "mqar",
+            {**TINY, "task_options": {**FEW_SEQUENCES, "pairs": 4, "queries": 4, "keys": 8, "values": 4}},
+            sizes=(4, 2),
+            sizes_trained_on=(2,),
+        ),
+        TaskPlan(
+            "selective_copying",
+            {**TINY, "task_options": {**FEW_SEQUENCES, "context": 10, "copied": 2, "symbols": 4}},
+            sizes=(4, 2),
+            sizes_trained_on=(2,),
+        ),
+    ),
+    seeds=(0, 1),
+    methods_trained_on=("greedy", "random_uncompensated"),
+    methods_ranked=("greedy", "hankel"),
+    counts=(4, 16),
+    draws=2,
+    calibration_sequences=16,
+)
