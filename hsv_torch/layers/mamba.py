@@ -11,6 +11,7 @@ from torch.nn.utils import skip_init
 from typing_extensions import override
 
 from hsv import ShapeError
+from hsv_torch.adapters import register_adapter
 from hsv_torch.layers._checks import (
     COMPLEX,
     check_choice,
@@ -22,7 +23,7 @@ from hsv_torch.layers._checks import (
 )
 from hsv_torch.layers._selective import Quantities, projections, quantities
 from hsv_torch.scan import linear_scan, selective_scan
-from hsv_torch.selective import SelectiveView
+from hsv_torch.selective import SelectiveAdapter, SelectiveView
 
 StepSizeInit = Literal["random", "constant"]
 
@@ -314,3 +315,12 @@ class MambaView(SelectiveView):
     @override
     def set_n_features(self, n_features: int) -> None:
         self.layer.x_proj.out_features = self.dt_rank + 2 * n_features
+
+
+@register_adapter(Mamba)
+class MambaAdapter(SelectiveAdapter):
+    """Cuts a :class:`Mamba`, in every way that :mod:`hsv_torch.selective` knows."""
+
+    @override
+    def view(self, layer: Mamba) -> MambaView:
+        return MambaView(layer)

@@ -15,8 +15,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from hsv_torch._errors import CutRefusedError
+from hsv_torch.adapters import register_adapter
 from hsv_torch.layers._selective import Quantities, quantities
-from hsv_torch.selective import SelectiveView
+from hsv_torch.selective import SelectiveAdapter, SelectiveView
 from hsv_torch.third_party._packages import required_package
 
 mamba = required_package("mambapy.mamba", "mambapy")
@@ -44,3 +45,12 @@ class MambaBlockView(SelectiveView):
         layer.config = copy.copy(layer.config)
         layer.config.d_state = n_features
         layer.x_proj.out_features = self.dt_rank + 2 * n_features
+
+
+@register_adapter(mamba.MambaBlock)
+class MambaBlockAdapter(SelectiveAdapter):
+    """Cuts a ``MambaBlock``, in the ways that keep no transforms."""
+
+    @override
+    def view(self, layer: Any) -> MambaBlockView:
+        return MambaBlockView(layer)

@@ -16,8 +16,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from hsv_torch._errors import CutRefusedError
+from hsv_torch.adapters import register_adapter
 from hsv_torch.layers._selective import Quantities, quantities
-from hsv_torch.selective import SelectiveView
+from hsv_torch.selective import SelectiveAdapter, SelectiveView
 from hsv_torch.third_party._packages import required_package
 
 modeling_mamba = required_package("transformers.models.mamba.modeling_mamba", "transformers")
@@ -47,6 +48,15 @@ class MambaMixerView(SelectiveView):
     def set_n_features(self, n_features: int) -> None:
         self.layer.ssm_state_size = n_features
         self.layer.x_proj.out_features = self.dt_rank + 2 * n_features
+
+
+@register_adapter(modeling_mamba.MambaMixer)
+class MambaMixerAdapter(SelectiveAdapter):
+    """Cuts a ``MambaMixer``, in the ways that keep no transforms."""
+
+    @override
+    def view(self, layer: Any) -> MambaMixerView:
+        return MambaMixerView(layer)
 
 
 def _arguments(
