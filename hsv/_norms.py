@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,16 +110,22 @@ def hinf_norm(sys: LinearSystem) -> Array:
 
     Notes
     -----
-    A refined frequency grid. It holds every pole's frequency, one damping width to each side of it, 0 and the highest frequency,
-    and a uniform grid (continuous time: a logarithmic one, and infinity). The highest local maxima on it are then enclosed and
-    refined to about ``1e-12``.
+    Two steps. A refined frequency grid gives a gain that is reached somewhere: every pole's frequency, one damping width to each side of it, 0 and
+    the highest frequency, and a uniform grid (continuous time: a logarithmic one, and infinity), with the highest local maxima enclosed and refined.
+    Then the level-set method looks for what the grid has missed: a level :math:`\gamma` is exceeded somewhere if and only if the Hamiltonian matrix
 
-    The result is the gain at some frequency, and so a **lower bound** that cannot be too large by more than rounding. It is too small
-    where the highest peak lies between grid points and shows as no local maximum on them, for instance with nearly cancelling poles; the
-    tests compare it with SLICOT's AB13DD on 120 random systems. Where a guaranteed upper bound is needed use ``2 * sum(hankel_singular_values)``.
+    .. math:: \begin{pmatrix} A + B R^{-1} D^H C & B R^{-1} B^H \\ -C^H (I + D R^{-1} D^H) C & -(A + B R^{-1} D^H C)^H \end{pmatrix},
+              \qquad R = \gamma^2 I - D^H D
 
-    ``O(n^3 + f n^2 m)`` with ``f`` about ``3 n + 400`` frequencies and ``m`` the smaller number of inputs or outputs; a diagonal system
-    ``O(f n m p)``. In double precision on the host.
+    has eigenvalues on the imaginary axis, at the frequencies where a gain is exactly :math:`\gamma`. Between them the gain is looked up, and the search
+    ends when nothing exceeds :math:`(1 + 10^{-9})` times the best. Discrete systems go there by a bilinear map about a point of the unit circle far from poles.
+    The result is a gain that is reached, and to rounding no gain is larger by more than ``1e-9``, relatively.
+
+    ``O((2n)^3)``, mostly for the eigenvalues; in double precision on the host.
+
+    References
+    ----------
+    Bruinsma and Steinbuch, "A fast algorithm to compute the H-infinity norm of a transfer function matrix", Systems & Control Letters 14 (1990).
 
     Examples
     --------
@@ -178,7 +185,7 @@ def _largest_gain(*systems: LinearSystem) -> Array:
     for s in systems:
         require_stable(s)
     difference = _Difference.of(systems, batch)
-    gain = _peak(difference).reshape(batch)
+    gain = _exceed_nowhere(difference, _peak(difference)).reshape(batch)
     return round_to(from_host(gain, first.B), real(first.B))
 
 
@@ -215,6 +222,52 @@ def _peak(system: _Difference) -> np.ndarray:
             height = np.take_along_axis(found, top, axis=-1)[..., 0]
             best = np.maximum(best, height.max(axis=1))
     return best
+
+
+_LEVEL_TOLERANCE = 1e-9
+_NEAR_AXIS = 1e-6  # a peak that only touches the level is a double eigenvalue, which rounding moves off the axis by its square root
+
+
+def _exceed_nowhere(system: _Difference, best: np.ndarray) -> np.ndarray:
+    """Raise each gain ``(k,)`` until the level-set method finds no frequency with a larger one."""
+    if not system.n_systems:
+        return best
+    best = best.copy()
+    A, B, C, D, frequency = system.continuous_realisation()
+    active = np.flatnonzero(best > 0)
+    while active.size:
+        level = best[active] * (1 + _LEVEL_TOLERANCE)
+        eigenvalues = np.linalg.eigvals(_hamiltonian(A[active], B[active], C[active], D[active], level))
+        size = np.abs(eigenvalues)
+        near = np.abs(eigenvalues.real) <= _NEAR_AXIS * (size + size.max(axis=1, keepdims=True) * _NEAR_AXIS)
+        found = best[active].copy()
+        for row, index in enumerate(active):
+            w = np.sort(eigenvalues.imag[row, near[row]])
+            if w.size:
+                w = frequency(int(index), np.concatenate([w, 0.5 * (w[1:] + w[:-1])]))
+                found[row] = max(found[row], float(system.select(int(index)).gain(w[None]).max()))
+        best[active] = found
+        active = active[found > level]
+    return best
+
+
+def _hamiltonian(A: np.ndarray, B: np.ndarray, C: np.ndarray, D: np.ndarray, level: np.ndarray) -> np.ndarray:
+    def adjoint(x: np.ndarray) -> np.ndarray:
+        return x.conj().swapaxes(-1, -2)
+
+    # Scaled to level 1 by C and D: the Hamiltonian's two halves stay of like size.
+    C, D = C / level[:, None, None], D / level[:, None, None]
+    R = np.eye(D.shape[-1]) - adjoint(D) @ D
+    K = np.linalg.solve(R, np.concatenate([adjoint(D) @ C, adjoint(B)], axis=-1))
+    DC, BH = K[..., : A.shape[-1]], K[..., A.shape[-1] :]
+    closed = A + B @ DC
+    return np.concatenate(
+        [
+            np.concatenate([closed, B @ BH], axis=-1),
+            np.concatenate([-adjoint(C) @ (C + D @ DC), -adjoint(closed)], axis=-1),
+        ],
+        axis=-2,
+    )
 
 
 def _candidate_frequencies(system: _Difference) -> np.ndarray:
@@ -278,6 +331,12 @@ class _DenseResponse:
     def poles(self) -> np.ndarray:
         return np.diagonal(self.S, axis1=-2, axis2=-1)
 
+    def state_matrix(self) -> np.ndarray:
+        return self.S
+
+    def select(self, rows: slice) -> _DenseResponse:
+        return _DenseResponse(self.S[rows], self.B[rows], self.C[rows])
+
     def evaluate(self, rows: slice, z: np.ndarray) -> np.ndarray:
         return self.C[rows, None] @ _kernels.triangular_resolvent(self.S[rows], z, self.B[rows])
 
@@ -296,6 +355,12 @@ class _DiagonalResponse:
 
     def poles(self) -> np.ndarray:
         return self.diagonal
+
+    def state_matrix(self) -> np.ndarray:
+        return self.diagonal[:, :, None] * np.eye(self.diagonal.shape[1])
+
+    def select(self, rows: slice) -> _DiagonalResponse:
+        return _DiagonalResponse(self.diagonal[rows], self.B[rows], self.C[rows])
 
     def evaluate(self, rows: slice, z: np.ndarray) -> np.ndarray:
         resolvent = 1.0 / (z[:, :, None] - self.diagonal[rows, None, :])  # (k, f, n)
@@ -346,6 +411,43 @@ class _Difference:
     @property
     def n_systems(self) -> int:
         return len(self.D)
+
+    def select(self, index: int) -> _Difference:
+        """One system of the batch, as a batch of one."""
+        one = slice(index, index + 1)
+        return _Difference(tuple(r.select(one) for r in self.responses), self.D[one], self.discrete, self.real)
+
+    def continuous_realisation(
+        self,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Callable[[int, np.ndarray], np.ndarray]]:
+        """``A, B, C, D`` of a continuous system with the same gains, and the map from a system's number and its frequencies to ours."""
+        n = sum(r.poles().shape[1] for r in self.responses)
+        A = np.zeros((self.n_systems, n, n), np.complex128)
+        place = 0
+        for r in self.responses:
+            states = slice(place, place + r.poles().shape[1])
+            A[:, states, states] = r.state_matrix()
+            place = states.stop
+        B = np.concatenate([r.B for r in self.responses], axis=1)
+        C = np.concatenate([r.C for r in self.responses], axis=2)
+        if not self.discrete:
+            return A, B, C, self.D, lambda index, w: w
+        # z = -turn is mapped to infinity: it must be far from the poles.
+        turns = np.exp(2j * np.pi * np.arange(64) / 64)
+        poles = np.concatenate([r.poles() for r in self.responses], axis=1)
+        distance = np.abs(poles[:, :, None] + turns).min(axis=1)  # (k, 64)
+        turn = turns[distance.argmax(axis=1)][:, None, None]
+        resolvent = np.linalg.inv(np.eye(n) + A / turn)
+        root = np.sqrt(2.0)
+        BB = resolvent @ (B / turn)
+        angle = np.angle(turn[:, 0, 0])
+        return (
+            resolvent @ (A / turn - np.eye(n)),
+            root * BB,
+            root * C @ resolvent,
+            self.D - C @ BB,
+            lambda index, w: angle[index] + 2 * np.arctan(w),
+        )
 
     def pole_frequencies(self) -> tuple[np.ndarray, np.ndarray]:
         """Frequency and damping width of every pole, ``(k, n)`` each."""

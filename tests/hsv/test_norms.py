@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hsv
+from hsv import _norms
 from hsv._array import to_host
 from tests.hsv import reference_systems as known
+from tests.hsv.test_systems import random_diagonal, random_system
 from tests.tolerances import tolerance
 
 
@@ -243,3 +245,26 @@ def test_unstable_systems_are_refused(norm, pole, dt, diagonal):
     sys = one_pole(pole, dt=dt) if not diagonal else hsv.DiagonalStateSpace([pole], [[1.0]], [[1.0]], dt=dt)
     with pytest.raises(hsv.UnstableSystemError, match="must be below"):
         norm(sys)
+
+
+@pytest.mark.parametrize("dt", [0, True])
+@pytest.mark.parametrize("complex_", [True, False])
+@pytest.mark.parametrize("make", [random_system, random_diagonal])
+def test_the_level_sets_find_the_peak_from_anywhere(make, complex_, dt, rng):
+    """Begun at the gain of one arbitrary frequency, with no grid at all."""
+    for _ in range(5):
+        sys = make(rng, batch=(3,), n=7, complex_=complex_, dt=dt)
+        difference = _norms._Difference.of((sys, hsv.balanced_truncation(sys, 2).system), (3,))
+        somewhere = difference.gain(np.full((3, 1), 0.7))[:, 0]
+        found = _norms._exceed_nowhere(difference, somewhere)
+        expected = _norms._peak(difference)
+        assert (expected > 1.01 * somewhere).any()
+        np.testing.assert_allclose(found, expected, rtol=3e-9)
+
+
+def test_a_peak_at_infinity_or_at_minus_one_is_no_trouble():
+    """The gain grows up to the highest frequency: a level is touched there and nowhere crossed."""
+    high_pass = hsv.StateSpace([[-1.0]], [[1.0]], [[-1.0]], [[1.0]], dt=0)  # s / (s + 1)
+    np.testing.assert_allclose(hsv.hinf_norm(high_pass), 1.0, rtol=1e-12)
+    alternating = hsv.StateSpace([[-0.999999]], [[1.0]], [[1.0]], dt=True)
+    np.testing.assert_allclose(hsv.hinf_norm(alternating), 1e6, rtol=1e-9)
