@@ -232,8 +232,8 @@ def _exceed_nowhere(system: _Difference, best: np.ndarray) -> np.ndarray:
     """Raise each gain ``(k,)`` until the level-set method finds no frequency with a larger one."""
     if not system.n_systems:
         return best
-    best = best.copy()
     A, B, C, D, frequency = system.continuous_realisation()
+    best = np.maximum(best, _spectral_norm(D))  # at infinity, which is between no two crossings
     active = np.flatnonzero(best > 0)
     while active.size:
         level = best[active] * (1 + _LEVEL_TOLERANCE)
