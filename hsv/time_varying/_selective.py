@@ -498,22 +498,6 @@ class SelectiveEstimator(StreamEstimator):
         """Return the mean step size of each channel, ``(d,)``."""
         return self._result(self._mean("delta"))
 
-    def scores(self, kind: str = "hankel", *, per_channel: bool = False) -> Array:
-        r"""Return what each state is worth, ``(n,)``, or ``(d, n)`` with `per_channel`.
-
-        Parameters
-        ----------
-        kind : str
-            ``"hankel"``: :math:`\sqrt{\sum_c P_{jj} Q_{jj}}`, the energy that reaches the state times the energy that it sends to the outputs to come.
-            ``"ghost"``: :math:`\sqrt{\sum_c E[(w C_j)^2 h_j^2]}`, the state's share of the outputs at the same step (GHOST).
-            ``"second_moment"``: :math:`\sqrt{\sum_c P_{jj}}`, the size of the state alone.
-            With white inputs :math:`h^2` is replaced by its expectation. The sum over the channels falls away with `per_channel`.
-        per_channel : bool
-            A score for each state of each channel.
-        """
-        self._require_sequences(1)
-        return self._result(self._scores_of(kind, per_channel, self._occupied()))
-
     # ------------------------------------------------------------------ saving
 
     def _constants(self) -> dict[str, np.ndarray]:

@@ -48,7 +48,25 @@ class StreamEstimator:
     # ------------------------------------------------------------------ results
 
     def scores(self, kind: str = "hankel", *, per_channel: bool = False) -> Array:
-        raise NotImplementedError
+        r"""Return what each state is worth, ``(n,)``, or ``(d, n)`` with `per_channel`.
+
+        Parameters
+        ----------
+        kind : str
+            ``"hankel"``: :math:`\sqrt{\sum_c P_{jj} Q_{jj}}`, what reaches the state and what it sends to this output and those to come, of the mean Gramians
+            of the channels :math:`c`. ``"ghost"``: :math:`\sqrt{\sum_c E[|C_{tj}|^2 |h_{tj}|^2]}`, the state's share of the outputs at the same step
+            (GHOST). ``"second_moment"``: :math:`\sqrt{\sum_c P_{jj}}`, the size of the state alone. Where no inputs are recorded, :math:`|h|^2` is its
+            expectation under white noise.
+        per_channel : bool
+            A score for each state of each channel of a :class:`SelectiveEstimator`, without the sum.
+
+        Raises
+        ------
+        HsvError
+            No sequence has been seen, or there is no such score.
+        """
+        self._require_sequences(1)
+        return self._result(self._scores_of(kind, per_channel, self._occupied()))
 
     def _score(self, kind: str, per_channel: bool, sums: Mapping[str, np.ndarray]) -> np.ndarray:
         """The score of sums over some sequences; channels are the axis before the last."""
@@ -59,6 +77,8 @@ class StreamEstimator:
             squares = (sums["p"] / steps) * (sums["q"] / steps)
         else:
             squares = sums["product" if kind == "ghost" else "p"] / steps
+        if per_channel and squares.ndim == 1:
+            raise HsvError("per_channel must be False here: this system has no channels")
         squares = np.maximum(squares, 0.0)  # a difference of sums may be a rounding below zero
         return np.sqrt(squares if per_channel or squares.ndim == 1 else squares.sum(axis=-2))
 
@@ -149,7 +169,7 @@ class StreamEstimator:
     # ------------------------------------------------------------------ adding
 
     def _commit(self, fresh: dict[str, np.ndarray], n_sequences: int) -> None:
-        self._sums = {name: self._sums[name] + v if name in self._sums else v for name, v in fresh.items()}
+        self._sums |= {name: self._sums[name] + v if name in self._sums else v for name, v in fresh.items()}
         self._n_sequences += n_sequences
 
     def merge(self, other: Self) -> Self:
@@ -165,6 +185,8 @@ class StreamEstimator:
         if type(other) is not type(self):
             raise DtypeError(f"other must be a {type(self).__name__}, got a {type(other).__name__}")
         self._check_compatible("other", other._settings, other._sums, other._constants())
+        if self._n_sequences == 0:
+            self._like = other._like
         turn = self._n_sequences % N_GROUPS
         fresh = {n: np.roll(s, turn, axis=0) if n in self.grouped else s.copy() for n, s in other._sums.items()}
         self._commit(fresh, other._n_sequences)

@@ -122,6 +122,48 @@ def test_complex_schur_form(batch, n, rng):
         np.testing.assert_array_equal(np.sort_complex(poles), np.sort_complex(poles.conj()))
 
 
+@pytest.mark.parametrize(("length", "d", "n"), [(1, 1, 1), (5, 3, 4), (130, 2, 33), (0, 2, 3), (7, 0, 3)])
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("flag", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_selective_kernels(dtype, flag, keep, length, d, n, rng):
+    A = -np.exp(rng.normal(size=(d, n)))
+    delta, (B, C) = np.exp(rng.normal(size=(length, d)) - 1), rng.normal(size=(2, length, n))
+    delta[3:4] = 0.0
+    delta[4:5] *= 1e4  # the decay underflows
+    x, weight = rng.normal(size=(2, length, d))
+    A, delta, B, C, x, weight = (v.astype(dtype) for v in (A, delta, B, C, x, weight))
+    first, last, base = (0, d - 1, 1) if d > 1 else (0, d, 0)
+    before = [v.copy() for v in (A, delta, B, C, x, weight)]
+    results = []
+    for module in (_numba, _reference):
+        carry, back = np.ones((2, 2, d, n), dtype)
+        totals, trajectories = np.ones((4, d, n)), np.zeros((2, d * keep, length, n), dtype)
+        arguments = A, delta, x, weight
+        module.selective_forward(first, last, base, *arguments, B, C, flag, carry, *totals[:3], trajectories[0])
+        module.selective_backward(first, last, base, *arguments, C, flag, back, totals[3], trajectories[1])
+        results.append((carry, back, *totals, *trajectories))
+    for v, old in zip((A, delta, B, C, x, weight), before, strict=True):
+        np.testing.assert_array_equal(v, old)
+    for fast, plain in zip(*results, strict=True):
+        assert fast.dtype == plain.dtype
+        np.testing.assert_allclose(fast, plain, rtol=0, atol=tolerance(dtype) * np.abs(plain).max(initial=1.0))
+
+
+@pytest.mark.parametrize(("dtype", "lowest"), [(np.float32, -87.0), (np.float64, -708.0)])
+def test_the_exponential_of_the_selective_kernels(dtype, lowest):
+    """Each step's sum of decays is the exponential itself: to two roundings, down to the smallest numbers and to 1 at 0."""
+    x = np.concatenate([np.linspace(lowest, 0.0, 200_001), -np.geomspace(1e-30, 1.0, 10_000)]).astype(dtype)
+    one, sums, empty = np.ones((1, 1), dtype), np.zeros((3, 1, len(x))), np.empty((0, 0, len(x)), dtype)
+    row = np.ones((1, len(x)), dtype)
+    _numba.selective_forward(
+        0, 1, 0, x[None], one, one, one, row, row, False, np.zeros((2, 1, len(x)), dtype), *sums, empty
+    )
+    exact = np.exp(x.astype(np.longdouble))
+    assert np.max(np.abs(sums[0, 0] / exact - 1)) < 2 * np.finfo(dtype).eps
+    assert sums[0, 0, 200_000] == 1.0
+
+
 def test_both_modules_have_the_same_functions_with_the_same_signatures():
     def functions(module):
         found = {name: getattr(module, name) for name in dir(module) if not name.startswith("_")}
