@@ -68,6 +68,9 @@ def run(
     preset: Preset,
     arm: Annotated[Arm, typer.Option(help="What to train.")] = "in_training",
     seed: Annotated[int, typer.Option(help="Of weights, dropout and order of the data.")] = 0,
+    layer: Annotated[
+        str | None, typer.Option(help="Layer in place of the preset's: lru, s5, s4d, mamba.", show_default=False)
+    ] = None,
     overrides: Overrides = None,
     sizes_of: Annotated[
         str | None, typer.Option(metavar="RUN", help="Start with the states that this run ended with.")
@@ -80,6 +83,8 @@ def run(
     from paper_repro.training import train
 
     values: dict[str, Any] = {**read_preset(preset), "arm": arm, "seed": seed, **parse_overrides(overrides or [])}
+    if layer is not None:
+        values["layer"] = layer
     if data_dir is not None:
         values["data_dir"] = str(data_dir)
     if sizes_of is not None:
@@ -155,6 +160,61 @@ def table(out: Out = Path("runs")) -> None:
         console.print(words, highlight=False)
     for result in results:
         console.print(f"  {result.run_id}", highlight=False)
+
+
+@app.command()
+def study(
+    results: Annotated[Path, typer.Option(help="File that gets a line for each measurement.")] = Path(
+        "runs/study/measurements.jsonl"
+    ),
+    directory: Annotated[Path, typer.Option(help="Folder of the full models' checkpoints.")] = Path("runs/study"),
+    tasks: Annotated[
+        list[str] | None, typer.Option("--task", help="Only this task; may be repeated.", show_default=False)
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Seeds: 0, 1, ...; default: the plan's.", show_default=False)
+    ] = None,
+    methods: Annotated[
+        list[str] | None, typer.Option("--method", help="Only this method, right after the cut; may be repeated.")
+    ] = None,
+    train_on: Annotated[
+        list[str] | None, typer.Option(help="Method after whose cuts models are trained on; may be repeated.")
+    ] = None,
+    train_on_sizes: Annotated[
+        list[int] | None, typer.Option(help="States of the models that are trained on; may be repeated.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny models: whether everything runs, in minutes.")] = False,
+    workers: Workers = None,
+) -> None:
+    """Cuts of Mamba layers by every method, early and late, right after the cut and after training on."""
+    from paper_repro.study.plan import DEFAULT, QUICK, restricted
+    from paper_repro.study.run import run_study
+    from paper_repro.study.tables import study_tables
+
+    plan = restricted(
+        QUICK if quick else DEFAULT,
+        tasks=tasks,
+        seeds=seeds,
+        methods=methods,
+        methods_trained_on=train_on,
+        sizes_trained_on=train_on_sizes,
+    )
+    console = Console()
+    measurements = run_study(
+        plan, results=results, directory=directory, n_workers=workers or default_workers(), console=console
+    )
+    console.print(study_tables(measurements), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command("study-table")
+def study_table(
+    results: Annotated[Path, typer.Argument(help="File of measurements.")] = Path("runs/study/measurements.jsonl"),
+) -> None:
+    """Show what a study has measured, as Markdown."""
+    from paper_repro.study.measurements import read_measurements
+    from paper_repro.study.tables import study_tables
+
+    Console().print(study_tables(read_measurements(results)), markup=False, highlight=False, soft_wrap=True)
 
 
 def default_workers() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -48,9 +48,38 @@ class StudyPlan:
     draws: int = 3
     calibration_sequences: int = 64
 
-    def with_changes(self, **changes: Any) -> StudyPlan:
-        """Return a plan with other values."""
-        return dataclasses.replace(self, **changes)
+
+def restricted(
+    plan: StudyPlan,
+    *,
+    tasks: Sequence[str] | None = None,
+    seeds: int | None = None,
+    methods: Sequence[str] | None = None,
+    methods_trained_on: Sequence[str] | None = None,
+    sizes_trained_on: Sequence[int] | None = None,
+) -> StudyPlan:
+    """Return the part of `plan` that is asked for; None: all of it.
+
+    Raises
+    ------
+    ConfigurationError
+        If the plan has no such task.
+    """
+    known = [task.preset for task in plan.tasks]
+    unknown = [name for name in tasks or () if name not in known]
+    if unknown:
+        raise ConfigurationError(f"the study has no task {unknown[0]!r}; it has {', '.join(known)}")
+    chosen = tuple(task for task in plan.tasks if not tasks or task.preset in tasks)
+    if sizes_trained_on:
+        chosen = tuple(dataclasses.replace(task, sizes_trained_on=tuple(sizes_trained_on)) for task in chosen)
+    changes: dict[str, Any] = {"tasks": chosen}
+    if seeds is not None:
+        changes["seeds"] = tuple(range(seeds))
+    if methods:
+        changes["methods"] = tuple(methods)
+    if methods_trained_on:
+        changes["methods_trained_on"] = tuple(methods_trained_on)
+    return dataclasses.replace(plan, **changes)
 
 
 @dataclass(frozen=True)
