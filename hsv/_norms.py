@@ -432,11 +432,15 @@ class _Difference:
         C = np.concatenate([r.C for r in self.responses], axis=2)
         if not self.discrete:
             return A, B, C, self.D, lambda index, w: w
-        # z = -turn is mapped to infinity: it must be far from the poles.
-        turns = np.exp(2j * np.pi * np.arange(64) / 64)
+        # z = -turn is mapped to infinity. It must be far from the poles, and its gain far below the largest: a level that is
+        # touched at infinity has a Hamiltonian with infinite eigenvalues.
+        angles = 2 * np.pi * np.arange(64) / 64
         poles = np.concatenate([r.poles() for r in self.responses], axis=1)
-        distance = np.abs(poles[:, :, None] + turns).min(axis=1)  # (k, 64)
-        turn = turns[distance.argmax(axis=1)][:, None, None]
+        distance = np.abs(poles[:, :, None] - np.exp(1j * angles)).min(axis=1)  # (k, 64)
+        far = distance >= 0.5 * distance.max(axis=1, keepdims=True)
+        gains = self.gain(np.broadcast_to(angles, distance.shape))
+        chosen = np.where(far, gains, np.inf).argmin(axis=1)
+        turn = -np.exp(1j * angles[chosen])[:, None, None]
         resolvent = np.linalg.inv(np.eye(n) + A / turn)
         root = np.sqrt(2.0)
         BB = resolvent @ (B / turn)
