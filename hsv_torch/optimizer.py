@@ -24,7 +24,10 @@ class UnknownOptimizerError(HsvError, TypeError):
 
 @dataclass(frozen=True)
 class _PullBack:
-    """The states of one layer's parameters, and the way of their moments into the coordinates after a cut."""
+    """The states of one layer's parameters, and the way of their moments into the coordinates after a cut.
+
+    Moments of complex parameters have a further last axis here, for real and imaginary part: optimizers keep moments of either part.
+    """
 
     adapter: LayerAdapter
     cut: Cut
@@ -33,18 +36,27 @@ class _PullBack:
 
     def tensors(self, key: str) -> dict[str, Tensor]:
         """The moments called `key`, of the parameters that have one."""
-        return {name: state[key] for name, state in self.states.items() if isinstance(state.get(key), Tensor)}
+        return {name: _parts(state[key]) for name, state in self.states.items() if isinstance(state.get(key), Tensor)}
 
     def __call__(self, covectors: Mapping[str, Tensor], *, squared: bool) -> dict[str, Tensor]:
         """Carry `covectors`; a parameter without a moment (a frozen one, say) has the gradient 0."""
         if not covectors:
             return {}
         given = {
-            name: covectors[name].detach() if name in covectors else torch.zeros_like(parameter)
+            name: _joined(covectors[name].detach(), parameter) if name in covectors else torch.zeros_like(parameter)
             for name, parameter in self.old.items()
         }
         carried = self.adapter.pull_back(self.cut, given, squared=squared)
-        return {name: carried[name].detach().to(covectors[name]) for name in covectors if name in carried}
+        return {name: _parts(carried[name].detach()).to(covectors[name]) for name in covectors if name in carried}
+
+
+def _parts(moment: Tensor) -> Tensor:
+    return torch.view_as_real(moment.resolve_conj()) if moment.is_complex() else moment
+
+
+def _joined(moment: Tensor, parameter: Tensor) -> Tensor:
+    """The inverse of :func:`_parts`."""
+    return torch.view_as_complex(moment.contiguous()) if parameter.is_complex() else moment
 
 
 _Carrier: TypeAlias = Callable[[_PullBack, Mapping[str, Mapping[str, Any]]], dict[str, dict[str, Tensor]]]
@@ -240,7 +252,7 @@ def carried_state(
     new = {name: dict(state) for name, state in states.items()}
     for key, tensors in rule.carry(_PullBack(adapter, cut, old, states), groups).items():
         for name, tensor in tensors.items():
-            new[name][key] = tensor.contiguous()
+            new[name][key] = _joined(tensor, old[name]).contiguous()
     return new
 
 
