@@ -14,12 +14,13 @@ from hsv_torch.adapters import (
 )
 from hsv_torch.checkpoint import CheckpointError, load_into, save_checkpoint
 from hsv_torch.compress import compress_
-from hsv_torch.criteria import ComplexHankel, Criterion, DiagonalCriterion, RealHankel
+from hsv_torch.criteria import ComplexHankel, Criterion, DiagonalCriterion, RealHankel, SymmetricHankel
 from hsv_torch.guard import Rollback
 from hsv_torch.history import CompressionReport, Drift, Event, History, LayerRecord
 from hsv_torch.in_training import InTrainingCompressor
 from hsv_torch.layers.lru import LRU
 from hsv_torch.layers.mamba import Mamba
+from hsv_torch.layers.s4d import S4D
 from hsv_torch.layers.s5 import S5
 from hsv_torch.models import SequenceModel, SequenceModelConfig
 from hsv_torch.optimizer import UnknownOptimizerError, parameter_groups
@@ -27,6 +28,7 @@ from hsv_torch.schedule import LossFalls, Schedule
 
 __all__ = [
     "LRU",
+    "S4D",
     "S5",
     "CheckpointError",
     "ComplexHankel",
@@ -49,6 +51,7 @@ __all__ = [
     "Schedule",
     "SequenceModel",
     "SequenceModelConfig",
+    "SymmetricHankel",
     "UnknownOptimizerError",
     "adapter_of",
     "compress_",
