@@ -2,6 +2,17 @@
 
 The block reads its number of states from ``config.d_state``, and its model's layers share one configuration: a block that is cut gets a copy of its
 own. Everything of the block goes on working, ``step`` too.
+
+A block has no room for transforms a channel. :class:`hsv_torch.Mamba` has, and takes the weights of a block with ``load_state_dict``.
+
+Examples
+--------
+>>> import torch, mambapy.mamba, hsv_torch
+>>> import hsv_torch.third_party.mambapy
+>>> model = mambapy.mamba.Mamba(mambapy.mamba.MambaConfig(d_model=8, n_layers=2, d_state=6))
+>>> report = hsv_torch.compress_(model, 3, calibration=torch.randn(16, 32, 8))
+>>> [block.mixer.config.d_state for block in model.layers]
+[3, 3]
 """
 
 from __future__ import annotations

@@ -4,6 +4,18 @@ Everything of the mixer goes on working after a cut, generation with its cache t
 itself. ``config.state_size`` is one number for the whole model and is left alone. ``from_pretrained`` builds all layers with it; where all layers
 have been cut to one size, set it to that size before ``save_pretrained``, and for layers of different sizes use
 :func:`hsv_torch.save_checkpoint` and :func:`hsv_torch.load_into`.
+
+A mixer has no room for transforms a channel. :class:`hsv_torch.Mamba` has, and takes the weights of a mixer with ``load_state_dict``.
+
+Examples
+--------
+>>> import torch, transformers, hsv_torch
+>>> import hsv_torch.third_party.transformers
+>>> config = transformers.MambaConfig(vocab_size=9, hidden_size=8, state_size=6, num_hidden_layers=2)
+>>> model = transformers.MambaForCausalLM(config)
+>>> report = hsv_torch.compress_(model, 3, calibration=torch.randint(9, (16, 32)))
+>>> [block.mixer.ssm_state_size for block in model.backbone.layers]
+[3, 3]
 """
 
 from __future__ import annotations

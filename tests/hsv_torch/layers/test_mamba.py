@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import hsv
-from hsv_torch import Mamba
+import hsv_torch
+from hsv_torch import Mamba, selective
 from tests.tolerances import tolerance
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -336,6 +337,58 @@ def test_training_lowers_a_loss():
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.8 * losses[0]
+
+
+CUTS = pytest.mark.parametrize(
+    "criterion",
+    [
+        selective.StateChoice(),
+        selective.SharedBasis(transforms=True),
+        selective.ChannelBasis(projection="galerkin"),
+        selective.ChannelBasis(),
+    ],
+    ids=lambda c: type(c).__name__,
+)
+
+
+@CUTS
+def test_forward_and_step_follow_the_equations_after_a_cut(criterion):
+    mamba, x = layer(n_states=8, dtype=torch.float64), sequences(dtype=torch.float64)
+    with torch.no_grad():
+        mamba.A_log.normal_(std=0.25, generator=torch.Generator().manual_seed(0))  # no channel like the other
+    hsv_torch.compress_(mamba, 4, calibration=sequences(8, dtype=torch.float64, seed=3), criterion=criterion)
+    assert mamba.n_states == 4
+    assert (mamba.A_imag is not None) == (criterion == selective.ChannelBasis())
+    assert mamba.x_proj.out_features == mamba.x_proj.weight.shape[0] == 1 + 2 * mamba.n_features
+    check_forward_and_step(mamba, x)
+    lengths = torch.tensor([20, 7])
+    torch.testing.assert_close(mamba(x, lengths)[1, :7], mamba(x[1:, :7])[0], rtol=0, atol=1e-14)
+
+
+@CUTS
+def test_a_cut_layer_is_saved_and_loaded_into_a_full_one(criterion, tmp_path):
+    mamba, x = layer(), sequences()
+    hsv_torch.compress_(mamba, 2, calibration=sequences(8, seed=3), criterion=criterion)
+    hsv_torch.save_checkpoint(mamba, tmp_path / "cut.pt")
+    fresh = layer(seed=4)
+    hsv_torch.load_into(fresh, tmp_path / "cut.pt")
+    assert fresh.n_states == 2
+    torch.testing.assert_close(fresh(x), mamba(x), rtol=0, atol=0)
+    hsv_torch.save_checkpoint(layer(seed=5), tmp_path / "full.pt")
+    hsv_torch.load_into(fresh, tmp_path / "full.pt")
+    torch.testing.assert_close(fresh(x), layer(seed=5)(x), rtol=0, atol=0)
+    assert {name for name, _ in fresh.named_parameters()} == {name for name, _ in layer().named_parameters()}
+
+
+def test_a_cut_to_full_size_changes_nothing():
+    mamba, x = layer(dtype=torch.float64), sequences(dtype=torch.float64)
+    expected = mamba(x)
+    for criterion in (selective.StateChoice(), selective.ChannelBasis()):
+        twin = copy.deepcopy(mamba)
+        hsv_torch.compress_(twin, 5, calibration=sequences(8, dtype=torch.float64, seed=3), criterion=criterion)
+        assert twin.n_states == 5
+        # The basis of a channel may have a condition of up to 1e3, and is inverted.
+        torch.testing.assert_close(twin(x), expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import transformers
 import hsv
 import hsv_torch
 from hsv_torch import Mamba
-from hsv_torch.selective import StateChoice
+from hsv_torch.selective import Auto, ChannelBasis, LocalDistillation, StateChoice
 from hsv_torch.third_party import transformers as bridge
 
 MambaMixer = bridge.modeling_mamba.MambaMixer
@@ -199,6 +199,27 @@ def test_padding_on_either_side_is_left_out_of_the_calibration():
     for name in ("right", "left"):
         for key, value in cut["alone"].state_dict().items():
             torch.testing.assert_close(cut[name].state_dict()[key], value, rtol=1e-3, atol=1e-5, msg=f"{name}: {key}")
+
+
+@pytest.mark.parametrize("criterion", [Auto(), LocalDistillation(steps=3)], ids=lambda c: type(c).__name__)
+def test_methods_that_run_the_layer_again_leave_the_cache_out(criterion):
+    lm, ids = model(), tokens(8)
+    calibration = [{"input_ids": ids, "attention_mask": (torch.arange(16) < torch.arange(9, 17)[:, None]).long()}]
+    hsv_torch.compress_(lm, 4, calibration=calibration, criterion=criterion)
+    assert [block.mixer.ssm_state_size for block in lm.backbone.layers] == [4, 4]
+    assert lm(ids).logits.isfinite().all()
+
+
+def test_transforms_a_channel_are_refused():
+    lm, ids = model(), tokens()
+    with torch.no_grad():
+        expected = lm(ids).logits
+    with pytest.raises(
+        hsv_torch.CutRefusedError, match=r"mixer': MambaMixer has no room .* convert the layer to hsv_torch"
+    ):
+        hsv_torch.compress_(lm, 4, calibration=ids, criterion=ChannelBasis())
+    with torch.no_grad():
+        torch.testing.assert_close(lm(ids).logits, expected, rtol=0, atol=0)
 
 
 def test_a_cut_model_is_saved_and_loaded(tmp_path):
