@@ -17,7 +17,7 @@ from typing_extensions import override
 
 import hsv
 from hsv_torch._errors import CutRefusedError
-from hsv_torch.criteria import DiagonalCut, WidelyLinearMap
+from hsv_torch.criteria import DiagonalCut
 
 
 class Discretization(abc.ABC):
@@ -218,9 +218,9 @@ class SampledCut:
         by_step = by_pole * new.poles
         gain_by_step = 1 + new.poles * _derivative(lambda p: rule.discretize(p, new.steps)[1].log(), new.poles)
 
-        poles_map = _scaled(plan.log_pole_map, by_log_pole, by_pole)
-        steps_map = _scaled(plan.log_pole_map, by_log_pole, by_step)
-        new_B = _scaled(plan.states, 1 / old_gains, new_gains).pull_back(B, squared=True)
+        poles_map = plan.log_pole_map.between(by_log_pole, by_pole)
+        steps_map = plan.log_pole_map.between(by_log_pole, by_step)
+        new_B = plan.states.between(1 / old_gains, new_gains).pull_back(B, squared=True)
         lengthened = gain_by_step[:, None] * self.B
         log_steps = steps_map.pull_back(poles[:, None], squared=True)[:, 0].real
         log_steps = log_steps + (new_B.real * lengthened.real**2 + new_B.imag * lengthened.imag**2).sum(1)
@@ -232,8 +232,3 @@ def _derivative(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     """Of a function that is holomorphic and acts element by element."""
     value, transpose = torch.func.vjp(function, z)  # type: ignore[misc]
     return transpose(torch.ones_like(value))[0].conj()
-
-
-def _scaled(old_from_new: WidelyLinearMap, old: Tensor, new: Tensor) -> WidelyLinearMap:
-    """The map between coordinates of which the old are multiplied by `old` and the new were multiplied by `new`."""
-    return WidelyLinearMap(old[:, None] * old_from_new.linear * new, old[:, None] * old_from_new.conjugate * new.conj())
