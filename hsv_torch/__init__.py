@@ -25,11 +25,23 @@ from hsv_torch.layers.s5 import S5
 from hsv_torch.models import SequenceModel, SequenceModelConfig
 from hsv_torch.optimizer import UnknownOptimizerError, parameter_groups
 from hsv_torch.schedule import LossFalls, Schedule
+from hsv_torch.selective import (
+    Auto,
+    ChannelBasis,
+    LocalDistillation,
+    SelectiveAdapter,
+    SelectiveCriterion,
+    SelectiveView,
+    SharedBasis,
+    StateChoice,
+)
 
 __all__ = [
     "LRU",
     "S4D",
     "S5",
+    "Auto",
+    "ChannelBasis",
     "CheckpointError",
     "ComplexHankel",
     "CompressionReport",
@@ -43,14 +55,20 @@ __all__ = [
     "InTrainingCompressor",
     "LayerAdapter",
     "LayerRecord",
+    "LocalDistillation",
     "LossFalls",
     "Mamba",
     "Observation",
     "RealHankel",
     "Rollback",
     "Schedule",
+    "SelectiveAdapter",
+    "SelectiveCriterion",
+    "SelectiveView",
     "SequenceModel",
     "SequenceModelConfig",
+    "SharedBasis",
+    "StateChoice",
     "SymmetricHankel",
     "UnknownOptimizerError",
     "adapter_of",

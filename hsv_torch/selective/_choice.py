@@ -40,7 +40,8 @@ class StateChoice(SelectiveCriterion):
         - ``"greedy"``: elimination with pivoting on the residual second moment :math:`\tilde P`, the part of ``P`` that the states chosen so far do not predict. The next state is
           the one that lowers :math:`\operatorname{tr}(G \tilde P)` most, :math:`G = E[\sum_c w_c^2 C C^T]`, by :math:`(\tilde P G \tilde P)_{jj} / \tilde P_{jj}`. The only score that
           knows that two states may say the same.
-        - ``"hankel"``: :math:`\sqrt{\sum_c p_{cj} \sum_c q_{cj}}`, with the diagonals of ``P`` and of the mean observability Gramians.
+        - ``"hankel"``: :math:`\sqrt{\sum_c p_{cj} q_{cj}}`, with the diagonals of each channel's ``P`` and mean observability Gramian. The product is taken in each
+          channel: a state that one channel excites and another one reads is worth nothing.
         - ``"ghost"``: :math:`\sqrt{\sum_c E[(w_c C_j h_{cj})^2]}`, the share of the state in the outputs of the same moment.
         - ``"second_moment"``: :math:`\sqrt{\sum_c p_{cj}}`.
 
@@ -139,10 +140,7 @@ class StateChoice(SelectiveCriterion):
             drawn = torch.rand(view.n_states, generator=generator, dtype=torch.float64)
             return drawn.to(view.layer.A_log.device)
         estimator = observation.estimator()
-        if self.score == "hankel":
-            p, q = estimator.diagonal_gramians()
-            return torch.sqrt(p.sum(0) * q.sum(0))
-        if self.score in ("ghost", "second_moment"):
+        if self.score in ("hankel", "ghost", "second_moment"):
             return estimator.scores(self.score)
         system = estimator.mean_system()
         poles, gain = system.poles(), (system.B[..., 0] * system.C[..., 0, :]).abs()  # (d, n)

@@ -56,7 +56,7 @@ class LocalDistillation(SelectiveCriterion):
 
     Notes
     -----
-    The moments of parameters that are only trained on, not cut, are carried as they are.
+    All parameters of the layer are trained, frozen ones too, as a cut replaces frozen ones too. The optimizer's moments of parameters that are trained and not cut are carried as they are. More sequences (`max_sequences`) help as long as the error on held-out ones is above that of training.
 
     Examples
     --------

@@ -13,7 +13,6 @@ from typing_extensions import override
 import hsv
 import hsv.time_varying
 from hsv import HsvError, NonFiniteError
-from hsv_torch._errors import CutRefusedError
 from hsv_torch.adapters import Observation
 from hsv_torch.scan import linear_scan
 from hsv_torch.selective._view import SelectiveQuantities, SelectiveView
@@ -99,13 +98,9 @@ class SelectiveObservation(Observation):
         self._norms = view.output_norms()
         self._readout = torch.zeros(view.n_states, view.n_states, dtype=torch.float64, device=self._norms.device)
         self._n_steps = 0
-        if view.transformed:
-            if needs.gramians - {"channel"} or "white" in needs.inputs:
-                raise CutRefusedError(
-                    "the layer keeps transforms a channel since an earlier cut, and methods that treat all channels alike cannot cut it "
-                    "again: use hsv_torch.ChannelBasis()"
-                )
-            self._transformed = TransformedMoments(view)
+        if view.transformed:  # methods that treat all channels alike refuse such a layer when they plan
+            if "channel" in needs.gramians:
+                self._transformed = TransformedMoments(view)
         else:
             rates = view.rates()
             self._estimators = {
@@ -152,8 +147,9 @@ class SelectiveObservation(Observation):
         weight = gate * self._norms.to(gate.device)
         if mask is not None:
             weight = torch.where(mask[..., None], weight, 0.0)
-        if self._transformed is not None:
-            self._transformed.add(delta, B, C, u, weight, mask)
+        if self.view.transformed:
+            if self._transformed is not None:
+                self._transformed.add(delta, B, C, u, weight, mask)
             return
         # Unit for unit, a channel's states count as much as its outputs do: the recorded inputs take the root mean square of the weight
         # over the sequence, and the weight leaves it off. A channel's own P Q and the scores do not change.
