@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-# Elements of an array of states that the selective scan has at a time: 256 MiB in float32, and about six such arrays at the peak.
-# Shorter chunks than SHORTEST would cost more in calls than the memory is worth.
-CHUNK_ELEMENTS = 2**26
+# States that the selective scan has at a time: 128 MiB in float32. Of such arrays there are six at the peak of a forward pass, and ten of
+# a backward pass. Shorter chunks than SHORTEST would cost more in calls than the memory is worth.
+CHUNK_ELEMENTS = 2**25
 SHORTEST, LONGEST = 16, 256
 
 
@@ -56,7 +56,7 @@ def _selective_chunk(
 ) -> tuple[Tensor, Tensor]:
     decay = (delta[..., None] * A).exp()  # (batch, steps, d, n)
     states = linear_scan(decay, (delta * x)[..., None] * B[:, :, None], initial)
-    return (states @ C[..., None])[..., 0], states[:, -1]
+    return (states @ C[..., None])[..., 0], states[:, -1].clone()  # a view would keep all states of the chunk
 
 
 class _Scan(torch.autograd.Function):

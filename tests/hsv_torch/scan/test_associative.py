@@ -105,14 +105,20 @@ def test_selective_scan_has_both_derivatives():
 def test_selective_scan_keeps_the_states_of_one_chunk():
     batch, length, d, n = 2, 128, 16, 16
     arguments = test_selective.problem(batch, length, d, n)
-    sizes = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
-        _associative.selective_scan(*arguments, chunk=length)
-        together = sum(sizes)
-        sizes.clear()
-        _associative.selective_scan(*arguments, chunk=8)
-    assert together > 2 * batch * length * d * n
-    assert sum(sizes) < together / 4
+    saved = {}
+
+    def save(tensor):
+        storage = tensor.untyped_storage()  # a view keeps all of it
+        saved[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        together = _associative.selective_scan(*arguments, chunk=length)
+        assert sum(saved.values()) > 2 * batch * length * d * n
+        saved.clear()
+        apart = _associative.selective_scan(*arguments, chunk=8)
+    assert sum(saved.values()) < batch * length * d * n / 2
+    torch.testing.assert_close(apart, together)
 
 
 def test_chunks_grow_short_where_there_are_many_states(monkeypatch):
