@@ -20,6 +20,9 @@ from hsv_torch.criteria import (
     SymmetricHankel,
 )
 from hsv_torch.layers._checks import COMPLEX, check_choice, check_dtype, check_size, checked_input, without_padding
+from hsv_torch.layers._discretization import DISCRETIZATIONS, _derivative
+from hsv_torch.layers._discretization import Discretization as Rule
+from hsv_torch.layers._hippo import hippo_normal
 from hsv_torch.scan._convolution import fast_length
 
 Initialization = Literal["lin", "inv", "legs", "real"]
@@ -232,7 +235,15 @@ class S4D(nn.Module):
 
     def _discrete(self) -> tuple[Tensor, Tensor]:
         """Logarithms of the poles and input maps of the discrete systems, ``(d_model, n)``, complex128."""
-        return discretized(self._poles(), self.log_dt.double().exp()[:, None], self.discretization)
+        return self._rule.discretize(self._poles(), self._steps())
+
+    @property
+    def _rule(self) -> Rule:
+        return DISCRETIZATIONS[self.discretization]
+
+    def _steps(self) -> Tensor:
+        """``(d_model, 1)``, float64."""
+        return self.log_dt.double().exp()[:, None]
 
     def _poles(self) -> Tensor:
         """The poles of the continuous systems, ``(d_model, n)``, complex128."""
@@ -404,26 +415,26 @@ class _Payload(NamedTuple):
 
 
 def _coordinates(layer: S4D, A: Tensor) -> _Coordinates:
-    dt = layer.log_dt.double().exp()[:, None]
-    log_poles, B = discretized(A, dt, layer.discretization)
-    if layer.discretization == "zoh":
-        return _Coordinates(A, B, (dt + 0j).expand_as(A), (dt * torch.exp(log_poles) - B) / A)
-    half = dt * A / 2
-    return _Coordinates(A, B, dt / (1 - half**2), dt**2 / 2 / (1 - half) ** 2)
+    rule, steps = layer._rule, layer._steps()
+    return _Coordinates(
+        A,
+        rule.discretize(A, steps)[1],
+        _derivative(lambda A: rule.discretize(A, steps)[0], A),
+        _derivative(lambda A: rule.discretize(A, steps)[1], A),
+    )
 
 
 def _continuous_poles(layer: S4D, plan: DiagonalCut) -> Tensor:
     """The poles in continuous time that a channel's step size turns into the new ones, ``(d_model, r)``."""
     if layer.is_real:
         _refuse_what_is_not_real(layer, plan)
-    log_poles, dt = plan.log_poles, layer.log_dt.double().exp()[:, None]
+    log_poles = plan.log_poles
     if layer.discretization == "zoh":
         closest = plan.log_pole_map.linear.abs().argmax(dim=-2)  # (d_model, r): the old pole that each is most like
         before = torch.take_along_dim(layer._discrete()[0].imag, closest, dim=-1)
         turns = torch.round((before - log_poles.imag) / (2 * math.pi))
-        A = torch.complex(log_poles.real, log_poles.imag + 2 * math.pi * turns) / dt
-    else:
-        A = 2 / dt * torch.tanh(log_poles / 2)
+        log_poles = torch.complex(log_poles.real, log_poles.imag + 2 * math.pi * turns)
+    A = layer._rule.undo(log_poles, layer._steps())[0]
     spare = initial_poles(layer.initialization, layer.n_states)[: plan.n_states].to(A.device)
     return torch.where(plan.padding, spare, A)
 
@@ -458,19 +469,8 @@ def initial_poles(initialization: Initialization, n_states: int) -> Tensor:
         size = 2 * n_states
         frequencies = size / math.pi * (size / (2 * k + 1) - 1)
     else:
-        # HiPPO-LegS is -1/2 I + S, S skew-symmetric, minus a matrix of rank 1: the eigenvalues of S are imaginary.
-        root = torch.sqrt(2 * torch.arange(2 * n_states, dtype=torch.float64) + 1)
-        lower = torch.tril(torch.outer(root, root), -1) / 2
-        frequencies = torch.linalg.eigvalsh(1j * (lower - lower.mT))[n_states:]
+        frequencies = hippo_normal(2 * n_states).eigenvalues.imag[n_states:]
     return torch.complex(torch.full_like(k, -0.5), frequencies)
-
-
-def discretized(A: Tensor, dt: Tensor, method: Discretization) -> tuple[Tensor, Tensor]:
-    """Logarithms of the discrete poles, and the discrete input map of the continuous one ``B = 1``, of ``A``'s shape; see :class:`S4D`."""
-    if method == "zoh":
-        return dt * A, torch.expm1(dt * A) / A
-    half = dt * A / 2
-    return torch.log1p(half) - torch.log1p(-half), dt / (1 - half)
 
 
 def impulse_responses(log_poles: Tensor, B: Tensor, C: Tensor, length: int, *, dtype: torch.dtype) -> Tensor:
