@@ -6,7 +6,7 @@ import copy
 import functools
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import torch
 
 import hsv
 import hsv_torch
+from hsv_torch.calibration import observe
+from hsv_torch.selective import SelectiveObservation
 from paper_repro import provenance
 from paper_repro.configuration import RunConfig
 from paper_repro.datasets import load_dataset
@@ -31,6 +33,7 @@ from paper_repro.training import (
     make_calibration,
 )
 
+ESTIMATED_SCORES = ("hankel", "ghost", "second_moment")
 RANKING_STREAM = 2  # of the random numbers of a seed
 
 
@@ -129,6 +132,7 @@ def _rankings(job: Job, directory: Path, should_stop: Callable[[], bool]) -> lis
                 seconds = time.perf_counter() - start
                 if reason is None:
                     values["kept"] = kept_states(training.model, model)
+                    values["error"] = relative_error_of_scores(training.model, job.config, method, calibration)
                 accuracy = None if reason else _accuracy(model, training)
                 found.append(_measurement(job, "ranking", accuracy, seconds, reason, values))
     return found
@@ -151,6 +155,27 @@ def kept_states(before: torch.nn.Module, after: torch.nn.Module) -> tuple[tuple[
             return None
         kept.append(tuple(sorted(distance.argmin(dim=0).tolist())))
     return tuple(kept)
+
+
+def relative_error_of_scores(
+    model: torch.nn.Module, config: RunConfig, method: str, calibration: Sequence[torch.Tensor]
+) -> float | None:
+    """Return the standard error of a state's score over the sequences, relative to the score, in the median over the states of all layers.
+
+    None for methods whose score is no mean over sequences.
+    """
+    if method not in ESTIMATED_SCORES:
+        return None
+    layers = hsv_torch.compressible_layers(model)
+    criterion = selective_criterion(method, config.seed)
+    observations = observe(model, layers, dict.fromkeys(layers, criterion), list(calibration))
+    errors = []
+    for observation in observations.values():
+        assert isinstance(observation, SelectiveObservation)
+        estimator = observation.estimator()
+        scores, deviations = (np.asarray(a) for a in (estimator.scores(method), estimator.standard_error(method)))
+        errors += (deviations / scores).tolist()
+    return float(np.median(errors))
 
 
 SAME_RATE = 1e-4  # of the logarithm of a rate: written back in float32, through its exponential

@@ -41,6 +41,21 @@ def test_a_choice_survives_its_file(tmp_path):
     assert choice.differing_settings(config.with_values(steps=7)) == {"steps": (config.steps, 7)}
 
 
+def test_a_choice_with_options_survives_its_file_and_a_key_that_came_later_has_its_default(tmp_path):
+    config = make_config(
+        {**read_preset("mqar"), "task_options": {"pairs": 4, "queries": 4}, "layer_options": {"expand": 1}}
+    )
+    arms = {arm: choose([trial(1e-3, 0.5)]) for arm in ("full", "in_training", "from_scratch")}
+    choice = Choice(command="select", commit=None, seeds=(100,), settings=settings_of(config), arms=arms)
+    write_choice(choice, tmp_path / "choice.toml")
+    assert read_choice(tmp_path / "choice.toml") == choice
+    older = Choice(
+        command="select", seeds=(100,), arms=arms,
+        settings={key: value for key, value in choice.settings.items() if key not in ("pooling", "layer")},
+    )  # fmt: skip
+    assert older.differing_settings(config) == {"layer": ("lru", "mamba")}
+
+
 def test_a_missing_or_spoilt_choice_says_what_to_do(tmp_path):
     with pytest.raises(ConfigurationError, match="select-lr"):
         read_choice(tmp_path / "digits.toml")
