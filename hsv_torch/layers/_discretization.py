@@ -83,11 +83,12 @@ DISCRETIZATIONS: Mapping[str, Discretization] = {"zoh": ZeroOrderHold(), "biline
 
 def _mean_exponential(z: Tensor) -> Tensor:
     """``(exp(z) - 1) / z``, the mean of ``exp`` on the way from 0 to ``z``; near 0 by its series, for the sake of the derivative."""
-    near = z.abs() < 0.1  # the ninth power of that is below a rounding of double precision
-    small, large = torch.where(near, z, 0), torch.where(near, 1, z)
-    series = torch.full_like(z, 1 / math.factorial(10))
-    for k in range(9, 0, -1):
-        series = series * small + 1 / math.factorial(k)
+    near = z.abs() < 0.1
+    half, large = torch.where(near, 0.5 * z, 0), torch.where(near, 1, z)
+    q = half * half
+    series = half.exp() * (
+        1 + q * (1 / 6 + q * (1 / 120 + q / 5040))
+    )  # exp(z/2) sinh(z/2) / (z/2), to a rounding of double precision
     return torch.where(near, series, torch.expm1(large) / large)
 
 
