@@ -50,7 +50,7 @@ def hippo_normal(n: int) -> HippoNormal:
     >>> hippo_normal(2).eigenvalues.numpy().round(4).tolist()
     [(-0.5-0.866j), (-0.5+0.866j)]
     """
-    root = torch.sqrt(2 * torch.arange(n, dtype=torch.float64) + 1)
+    root = torch.sqrt(2 * torch.arange(n, dtype=torch.float64, device="cpu") + 1)
     outer = 0.5 * torch.outer(root, root)
     skew = torch.triu(outer, 1) - torch.tril(outer, -1)
     frequencies, vectors = torch.linalg.eigh(-1j * skew)

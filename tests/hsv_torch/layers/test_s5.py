@@ -270,6 +270,13 @@ def test_a_generator_decides_everything_and_both_precisions_begin_alike():
         assert torch.equal(value, double.get_parameter(name).float())
 
 
+def test_a_layer_can_be_made_without_memory():
+    """Under a default device other than the CPU: what is drawn is drawn on the CPU all the same."""
+    with torch.device("meta"):
+        s5 = layer()
+    assert {p.device.type for p in s5.parameters()} == {"meta"}
+
+
 def test_clipping_keeps_states_stable_and_can_be_left_out():
     for clip in (True, False):
         s5 = layer(clip_eigenvalues=clip, dtype=torch.float64)
@@ -685,3 +692,21 @@ def test_a_reduced_pole_on_the_unit_circle_is_refused():
         hsv_torch.CutRefusedError, match=r"a pole on the unit circle to working precision \(log\|pole\| = 0"
     ):
         SampledCut.write_back(unstable, sampled.old, row_norm=1.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:.*runs on the host:UserWarning")  # said once, and expected here
+@READINGS
+@pytest.mark.parametrize("discretization", RULES)
+def test_a_layer_is_run_and_cut_on_the_device(discretization, criterion):
+    host = lively(n_states=12, discretization=discretization, bidirectional=True)
+    device, x = copy.deepcopy(host).cuda(), sequences(dtype=torch.float32)
+    torch.testing.assert_close(device(x.cuda()).cpu(), host(x), rtol=0, atol=1e-5)
+    gradients = {name: torch.ones_like(p) for name, p in device.named_parameters() if name != "D"}
+    (plan, _), (expected, _) = cut(device, 5, criterion), cut(host, 5, criterion)
+    assert {p.device.type for p in device.parameters()} == {"cuda"}
+    assert plan.error_bound == pytest.approx(expected.error_bound, rel=1e-4)
+    torch.testing.assert_close(device(x.cuda()).cpu(), host(x), rtol=0, atol=1e-4)
+    for squared in (False, True):
+        carried = hsv_torch.adapter_of(device).pull_back(plan, gradients, squared=squared)
+        assert all(value.is_cuda and value.isfinite().all() for value in carried.values())
