@@ -43,7 +43,7 @@ class CertifiedReduction:
         Hankel singular values. The rule has seen these.
     error_bound : array
         ``(...)``, in double precision: :math:`\|y - y_r\|_2 \le` this :math:`\|u\|_2`, with both systems at rest at the start. It covers the truncation, not the
-        rounding of the reduced matrices to the precision of the input.
+        rounding of the reduced matrices.
     left, right : array
         ``(..., n, r)``, the same at all times: :math:`left^H right = I`, ``B_r[t] = left^H B_t``, ``C_r[t] = C_t right``. Columns of the
         identity for diagonal :math:`A_t`; zero in the padding.
@@ -300,12 +300,12 @@ def _sources(A: Array, B: Array, name: str) -> Array:
             "diagonal (..., T, n) A, or use hsv.time_varying.balanced_truncation, whose bound counts every time"
         )
     modulus = xp.abs(A)[..., None] if kind == "diagonal" else xp.abs(A)[..., None, None]
-    if is_complex(A):
-        modulus = modulus * (1 + 4 * _EPS)  # its own rounding error matters next to 1
     modulus = xp.broadcast_to(modulus, (*B.shape[:-1], 1))
     silent = xp.all(B == 0, axis=-1, keepdims=True)
     if kind == "scalar":
         silent = xp.broadcast_to(xp.all(silent, axis=-2, keepdims=True), tuple(silent.shape))
+    if is_complex(A):  # next to 1 the rounding error of the modulus itself matters
+        modulus = xp.where(silent, modulus, modulus * (1 + 4 * _EPS))
     gap = (1.0 - modulus) * (1.0 + modulus)
     bad = (gap < 0) | ((gap == 0) & ~silent)
     if bool(xp.any(bad)):

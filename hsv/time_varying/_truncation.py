@@ -36,7 +36,7 @@ class TimeVaryingReduction:
         Of the system that was given, shape ``(..., T + 1, n)``.
     error_bound : array
         ``(...)``, in double precision: the energy of the error of the outputs is at most the square of this times the energy of the inputs.
-        It covers the truncation, not the rounding of the reduced matrices to the precision of the input.
+        It covers the truncation, not the rounding of the reduced matrices.
     left, right : array
         ``(..., T + 1, n, r)``: the projections of ``x[0] ... x[T]``. :math:`left[t]^H right[t]` is the identity on the first ``ranks[t]``
         states, zero beyond. In the layers' convention ``x[t]`` is ``h[t-1]``.
