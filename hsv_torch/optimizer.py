@@ -369,8 +369,8 @@ def take_over_attributes(old: nn.Parameter, new: nn.Parameter) -> None:
 
 def _recurrent_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     for layer in compressible_layers(model).values():
-        for name in adapter_of(layer).recurrent_parameters:
-            yield layer.get_parameter(name)
+        parameters = dict(layer.named_parameters())  # some layers have a parameter only in some of their forms
+        yield from (parameters[name] for name in adapter_of(layer).recurrent_parameters if name in parameters)
 
 
 def parameter_groups(

@@ -99,6 +99,9 @@ class S4D(nn.Module):
     torch.Size([2, 7, 3])
     """
 
+    A_imag: nn.Parameter | None
+    C_backward: nn.Parameter | None
+
     def __init__(
         self,
         d_model: int,
@@ -133,9 +136,9 @@ class S4D(nn.Module):
         output_map = (d_model, n_states) if real else (d_model, n_states, 2)
         self.log_dt = empty(d_model)
         self.log_A_real = empty(d_model, n_states)
-        self.A_imag = None if real else empty(d_model, n_states)
+        self.register_parameter("A_imag", None if real else empty(d_model, n_states))
         self.C = empty(*output_map)
-        self.C_backward = empty(*output_map) if bidirectional else None
+        self.register_parameter("C_backward", empty(*output_map) if bidirectional else None)
         self.D = empty(d_model)
         self.reset_parameters(generator)
 
