@@ -90,5 +90,5 @@ def _pairs(a: Tensor, u: Tensor) -> Tensor:
     states[:, 1::2] = odd
     states[:, :1] = first[:, :1]
     later = slice(None) if shared else slice(1, None)
-    torch.addcmul(first[:, 1:], a_first[:, later], odd[:, : first.shape[1] - 1], out=states[:, 2::2])
+    states[:, 2::2] = torch.addcmul(first[:, 1:], a_first[:, later], odd[:, : first.shape[1] - 1])
     return states

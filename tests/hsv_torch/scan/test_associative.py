@@ -57,7 +57,7 @@ def test_a_scan_counts_its_rounds():
         calls = 0
 
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            self.calls += function is torch.ops.aten.addcmul.default or function is torch.ops.aten.addcmul.out
+            self.calls += function is torch.ops.aten.addcmul.default
             return function(*args, **(kwargs or {}))
 
     a, u, initial = test_linear.problem(1, 1024, 2, varying=True)
@@ -90,6 +90,18 @@ def test_selective_scan_of_nothing(size, no_kernel):
         test_selective.results(reference.selective_scan, arguments),
     ):
         assert torch.equal(x, y)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # PyTorch's own tracer does it
+def test_parallel_scans_are_compiled_in_one_graph():
+    arguments = test_selective.problem(2, 20, 3, 4)
+
+    def scan(*tensors):
+        return _associative.selective_scan(*tensors, chunk=8)
+
+    compiled = torch.compile(scan, backend="aot_eager", fullgraph=True)
+    actual = test_selective.results(compiled, arguments)
+    test_selective.assert_same(actual, test_selective.results(scan, arguments), torch.float64, factor=10)
 
 
 def test_selective_scan_has_both_derivatives():
