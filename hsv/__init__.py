@@ -13,7 +13,13 @@ from hsv._errors import (
     ShapeError,
     UnstableSystemError,
 )
-from hsv._gramians import controllability_factor, controllability_gramian, observability_factor, observability_gramian
+from hsv._gramians import (
+    controllability_factor,
+    controllability_gramian,
+    cross_gramian,
+    observability_factor,
+    observability_gramian,
+)
 from hsv._hankel import hankel_singular_values
 from hsv._hankel_norm import hankel_norm_approximation
 from hsv._lyapunov import solve_continuous_lyapunov, solve_discrete_lyapunov, solve_lyapunov_factored, solve_sylvester
@@ -55,6 +61,7 @@ __all__ = [
     "balanced_truncation",
     "controllability_factor",
     "controllability_gramian",
+    "cross_gramian",
     "diagonalize",
     "discretize",
     "from_control",

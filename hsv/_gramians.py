@@ -7,15 +7,18 @@ Their factors come from elimination on the generators (the generalised Schur alg
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+import scipy.linalg
 
 from hsv import _kernels
 from hsv._array import (
     Array,
     conjugate,
     conjugate_transpose,
+    eye,
     imag,
     in_host_memory,
     is_complex,
@@ -29,11 +32,11 @@ from hsv._array import (
     widen,
     zeros,
 )
-from hsv._errors import DtypeError, HsvError, UnstableSystemError
+from hsv._errors import DtypeError, HsvError, ShapeError, UnstableSystemError
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, stability_margin
 
 
-def controllability_gramian(sys: LinearSystem, horizon: int | None = None) -> Array:
+def controllability_gramian(sys: LinearSystem, horizon: float | None = None) -> Array:
     r"""Return the controllability Gramian :math:`P`.
 
     .. math:: P = \sum_{k=0}^{\infty} A^k B B^H (A^H)^k \qquad\text{or}\qquad P = \int_0^\infty e^{At} B B^H e^{A^H t}\,dt
@@ -41,8 +44,9 @@ def controllability_gramian(sys: LinearSystem, horizon: int | None = None) -> Ar
     Parameters
     ----------
     sys : StateSpace or DiagonalStateSpace
-    horizon : int, optional
-        Sum over that many steps instead of all (discrete systems only); the system may then be unstable.
+    horizon : int or float, optional
+        Sum over that many steps (discrete time, an int), integrate over that many seconds (continuous time) instead of for ever; the system may then
+        be unstable.
 
     Returns
     -------
@@ -57,7 +61,7 @@ def controllability_gramian(sys: LinearSystem, horizon: int | None = None) -> Ar
     Notes
     -----
     Diagonal systems: closed form, every entry to nearly full relative accuracy, ``O(n^2 m)``. Dense systems: from the factor,
-    ``O(n^3)``. A Gramian holds half the digits of its factor: for anything but looking at it use :func:`controllability_factor`.
+    ``O(n^3)``; a finite horizon by doubling, in continuous time from Van Loan's exponential over a piece so short that ``|A| t < 1/2``. A Gramian holds half the digits of its factor: for anything but looking at it use :func:`controllability_factor`.
 
     Examples
     --------
@@ -69,7 +73,8 @@ def controllability_gramian(sys: LinearSystem, horizon: int | None = None) -> Ar
     array([[11.25]])
     """
     if horizon is not None:
-        return _finite_gramian(sys, _check_horizon(sys, horizon))
+        _check_horizon(sys, horizon)
+        return _finite_gramian(sys, int(horizon)) if sys.is_discrete else _finite_integral(sys, float(horizon))
     if isinstance(sys, DiagonalStateSpace):
         require_stable(sys)
         B = widen(sys.B)
@@ -78,7 +83,7 @@ def controllability_gramian(sys: LinearSystem, horizon: int | None = None) -> Ar
     return round_to(L @ conjugate_transpose(L), sys.B)
 
 
-def observability_gramian(sys: LinearSystem, horizon: int | None = None) -> Array:
+def observability_gramian(sys: LinearSystem, horizon: float | None = None) -> Array:
     r"""Return the observability Gramian :math:`Q`.
 
     .. math:: Q = \sum_{k=0}^{\infty} (A^H)^k C^H C A^k \qquad\text{or}\qquad Q = \int_0^\infty e^{A^H t} C^H C e^{At}\,dt
@@ -147,6 +152,63 @@ def observability_factor(sys: LinearSystem) -> Array:
     return controllability_factor(dual(sys))
 
 
+def cross_gramian(sys: LinearSystem) -> Array:
+    r"""Return the cross Gramian :math:`X` of a system with as many inputs as outputs.
+
+    .. math:: X = \sum_{k=0}^{\infty} A^k B C A^k \qquad\text{or}\qquad X = \int_0^\infty e^{At} B C e^{At}\,dt
+
+    It solves :math:`A X A - X + B C = 0` or :math:`A X + X A + B C = 0`. Where the system is symmetric (every system with one input and
+    one output is), :math:`X^2 = P Q`, and the moduli of its eigenvalues are the Hankel singular values; elsewhere it has no such meaning.
+
+    Returns
+    -------
+    array
+        Shape ``(..., n, n)``, not Hermitian in general; array type, device and precision of the input.
+
+    Raises
+    ------
+    UnstableSystemError
+    ShapeError
+        The system has not as many inputs as outputs.
+
+    Notes
+    -----
+    No conjugate: neither of ``A`` nor of ``C``. Diagonal systems: closed form, ``O(n^2 m)``. Dense ones: a Sylvester equation, ``O(n^3)``, on the host; discrete
+    ones after a bilinear map.
+
+    References
+    ----------
+    Fernando and Nicholson, "On the structure of balanced and other principal representations of SISO systems", IEEE Trans. Automat.
+    Control 28 (1983).
+
+    Examples
+    --------
+    >>> import hsv
+    >>> sys = hsv.DiagonalStateSpace([0.5], [[3.0]], [[-1.0]], dt=True)
+    >>> hsv.cross_gramian(sys)                                               # -3 / (1 - 0.25)
+    array([[-4.]])
+    """
+    if sys.n_inputs != sys.n_outputs:
+        raise ShapeError(
+            f"a cross Gramian needs as many inputs as outputs, got {sys.n_inputs} and {sys.n_outputs}; use both Gramians instead"
+        )
+    require_stable(sys)
+    product = widen(sys.B) @ widen(sys.C)
+    if isinstance(sys, DiagonalStateSpace):
+        # conj(l_j) in place of l_j makes the denominators of a Gramian those of the cross Gramian.
+        return round_to(product / _denominators(sys, conjugated=False), sys.B)
+    from hsv._lyapunov import check_stable, solve_sylvester  # deferred: loads the compiled kernels
+
+    assert isinstance(sys, StateSpace)
+    A = widen(sys.A)
+    check_stable(to_host(sys.poles()), discrete=sys.is_discrete)
+    if sys.is_discrete:
+        xp = namespace(A)
+        resolvent = xp.linalg.inv(A + eye(sys.n_states, A))
+        A, product = resolvent @ (A - eye(sys.n_states, A)), 2.0 * resolvent @ product @ resolvent
+    return round_to(solve_sylvester(A, A, -product), sys.B)
+
+
 def factor(sys: LinearSystem) -> Array:
     """:func:`controllability_factor` in double precision, as the rest of the library uses it."""
     require_stable(sys)
@@ -212,16 +274,55 @@ def _finite_gramian(sys: LinearSystem, horizon: int) -> Array:
     return round_to(total, sys.B)
 
 
-def _check_horizon(sys: LinearSystem, horizon: int) -> int:
+def _finite_integral(sys: LinearSystem, seconds: float) -> Array:
+    if isinstance(sys, DiagonalStateSpace):
+        B, poles = widen(sys.B), widen(sys.poles())
+        xp = namespace(poles)
+        rate = poles[..., :, None] + conjugate(poles)[..., None, :]
+        still = xp.abs(rate) * seconds < 1e-300
+        safe = xp.where(still, xp.ones_like(rate), rate)
+        integral = xp.where(still, seconds * xp.ones_like(rate), _expm1(safe * seconds) / safe)
+        return round_to((B @ conjugate_transpose(B)) * integral, sys.B)
+    assert isinstance(sys, StateSpace)
+    total = on_host(
+        lambda A, B: _integral_by_doubling(A, B, seconds), widen(sys.A), widen(sys.B), reason="the matrix exponential"
+    )
+    return round_to(total, sys.B)
+
+
+def _integral_by_doubling(A: np.ndarray, B: np.ndarray, seconds: float) -> np.ndarray:
+    """``P(2t) = P(t) + e^{At} P(t) e^{A^H t}``, from a ``t`` for which the exponential of :math:`-A` cancels nothing (Van Loan 1978)."""
+    n = A.shape[-1]
+    largest = float(np.linalg.norm(A, axis=(-2, -1)).max(initial=0.0)) * seconds
+    doublings = max(0, math.ceil(math.log2(2 * largest))) if largest > 0 else 0
+    step = seconds / 2**doublings
+    adjoint = A.conj().swapaxes(-1, -2)
+    source = B @ B.conj().swapaxes(-1, -2)
+    block = np.concatenate(
+        [np.concatenate([-A, source], axis=-1), np.concatenate([np.zeros_like(A), adjoint], axis=-1)], axis=-2
+    )
+    exponential = scipy.linalg.expm(block * step)
+    advance = exponential[..., n:, n:].conj().swapaxes(-1, -2)  # e^{At}
+    total = advance @ exponential[..., :n, n:]
+    for _ in range(doublings):
+        total = total + advance @ total @ advance.conj().swapaxes(-1, -2)
+        advance = advance @ advance
+    return np.asarray(0.5 * (total + total.conj().swapaxes(-1, -2)))
+
+
+def _check_horizon(sys: LinearSystem, horizon: float) -> None:
+    if not sys.is_discrete:
+        if isinstance(horizon, bool) or not isinstance(horizon, (int, float, np.integer, np.floating)):
+            raise DtypeError(f"horizon must be a number of seconds or None (infinite), got {horizon!r}")
+        if not 0 < horizon < math.inf:
+            raise HsvError(
+                f"horizon must be a positive, finite number of seconds, got {horizon}; None stands for infinity"
+            )
+        return
     if isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)):
         raise DtypeError(f"horizon must be an int (a number of steps) or None (infinite), got {horizon!r}")
-    if not sys.is_discrete:
-        raise HsvError(
-            "horizon counts steps, which a continuous system does not have; discretize it first, or pass horizon=None"
-        )
     if horizon < 1:
         raise HsvError(f"horizon must be at least 1 step, got {horizon}")
-    return int(horizon)
 
 
 def _cauchy_factor(G: Array, differences: Array, denominators: Array) -> Array:
@@ -286,16 +387,16 @@ def _differences(sys: DiagonalStateSpace) -> Array:
     return poles[..., :, None] - poles[..., None, :]
 
 
-def _denominators(sys: DiagonalStateSpace) -> Array:
-    """``1 - l_i conj(l_j)`` or ``-(l_i + conj(l_j))`` for every pair, ``(..., n, n)``, without cancellation."""
+def _denominators(sys: DiagonalStateSpace, *, conjugated: bool = True) -> Array:
+    """``1 - l_i conj(l_j)`` or ``-(l_i + conj(l_j))`` for every pair, ``(..., n, n)``, without cancellation; or without the conjugate."""
     if sys.log_poles is not None:
         logs = widen(sys.log_poles)
-        return -_expm1(logs[..., :, None] + conjugate(logs)[..., None, :])
+        return -_expm1(logs[..., :, None] + (conjugate(logs) if conjugated else logs)[..., None, :])
     poles = widen(sys.poles())
     if not sys.is_discrete:
-        return -(poles[..., :, None] + conjugate(poles)[..., None, :])
+        return -(poles[..., :, None] + (conjugate(poles) if conjugated else poles)[..., None, :])
     re, im = real(poles), imag(poles)
-    row_re, row_im = re[..., None, :], im[..., None, :]
+    row_re, row_im = re[..., None, :], (im if conjugated else -im)[..., None, :]
     re, im = re[..., :, None], im[..., :, None]
     if not is_complex(poles):
         return _one_minus((re, row_re))

@@ -1,5 +1,8 @@
+import itertools
+
 import numpy as np
 import pytest
+import scipy.linalg
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -131,8 +134,74 @@ def test_a_horizon_that_makes_no_sense_is_refused(rng):
         hsv.controllability_gramian(sys, 2.0)
     with pytest.raises(hsv.HsvError, match="at least 1 step"):
         hsv.controllability_gramian(sys, 0)
-    with pytest.raises(hsv.HsvError, match="continuous system"):
-        hsv.controllability_gramian(random_system(rng, dt=0), 3)
+    continuous = random_system(rng, dt=0)
+    for horizon in (0, -1.0, np.inf):
+        with pytest.raises(hsv.HsvError, match="positive, finite number of seconds"):
+            hsv.controllability_gramian(continuous, horizon)
+    with pytest.raises(hsv.DtypeError, match="number of seconds"):
+        hsv.controllability_gramian(continuous, "1 s")
+
+
+@pytest.mark.parametrize("complex_", [True, False])
+@pytest.mark.parametrize("make", [random_system, random_diagonal])
+@pytest.mark.parametrize("seconds", [1e-3, 0.7, 30])
+def test_a_finite_integral_by_quadrature(make, complex_, seconds, rng):
+    """Gauss-Legendre on 40 pieces, a method that shares nothing with the one under test."""
+    sys = make(rng, batch=(2,), n=4, complex_=complex_, dt=0)
+    dense = sys.to_dense()
+    nodes, weights = np.polynomial.legendre.leggauss(20)
+    edges = np.linspace(0, seconds, 41)
+    P = np.zeros_like(dense.A)
+    Q = np.zeros_like(dense.A)
+    for low, high in itertools.pairwise(edges):
+        for x, weight in zip(nodes, weights, strict=True):
+            E = scipy.linalg.expm(dense.A * (low + (x + 1) / 2 * (high - low)))
+            EB, CE = E @ dense.B, dense.C @ E
+            P = P + weight * (high - low) / 2 * EB @ EB.conj().swapaxes(-1, -2)
+            Q = Q + weight * (high - low) / 2 * CE.conj().swapaxes(-1, -2) @ CE
+    np.testing.assert_allclose(hsv.controllability_gramian(sys, seconds), P, rtol=1e-9, atol=1e-11 * np.abs(P).max())
+    np.testing.assert_allclose(hsv.observability_gramian(sys, seconds), Q, rtol=1e-9, atol=1e-11 * np.abs(Q).max())
+
+
+def test_a_finite_integral_takes_integrators_and_unstable_systems():
+    integrator = hsv.DiagonalStateSpace([0.0, 1.0], [[1.0], [1.0]], [[1.0, 1.0]], dt=0)
+    expected = [[2.0, np.expm1(2)], [np.expm1(2), np.expm1(4) / 2]]
+    np.testing.assert_allclose(hsv.controllability_gramian(integrator, 2), expected, rtol=1e-14)
+    np.testing.assert_allclose(hsv.controllability_gramian(integrator.to_dense(), 2), expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("dt", [0, True])
+@pytest.mark.parametrize("complex_", [True, False])
+@pytest.mark.parametrize("make", [random_system, random_diagonal])
+def test_the_cross_gramian_solves_its_equation(make, complex_, dt, rng):
+    sys = make(rng, batch=(3,), n=5, m=2, p=2, complex_=complex_, dt=dt)
+    X, dense = hsv.cross_gramian(sys), sys.to_dense()
+    A, BC = dense.A, dense.B @ dense.C
+    residual = A @ X @ A - X + BC if dt else A @ X + X @ A + BC
+    assert np.abs(residual).max() < 1e-11 * np.abs(X).max()
+    assert np.iscomplexobj(X) == complex_
+
+
+def test_the_cross_gramian_of_one_input_and_output_has_the_hankel_values(rng):
+    for sys in (random_system(rng, n=6, m=1, p=1, dt=True), random_diagonal(rng, n=6, m=1, p=1, dt=0)):
+        X = hsv.cross_gramian(sys)
+        P, Q = hsv.controllability_gramian(sys), hsv.observability_gramian(sys)
+        if not sys.is_complex:
+            np.testing.assert_allclose(X @ X, P @ Q, atol=1e-10 * np.abs(X @ X).max())
+    sys = random_system(rng, n=6, m=1, p=1, complex_=False, dt=0)
+    found = np.sort(np.abs(np.linalg.eigvals(hsv.cross_gramian(sys))))[::-1]
+    np.testing.assert_allclose(found, hsv.hankel_singular_values(sys), atol=1e-9 * found[0])
+
+
+def test_a_cross_gramian_needs_a_square_stable_system(rng):
+    with pytest.raises(hsv.ShapeError, match="as many inputs as outputs, got 2 and 3"):
+        hsv.cross_gramian(random_system(rng, m=2, p=3))
+    for sys in (
+        hsv.DiagonalStateSpace([1.0], [[1.0]], [[1.0]], dt=True),
+        hsv.StateSpace([[1.5]], [[1.0]], [[1.0]], dt=True),
+    ):
+        with pytest.raises(hsv.UnstableSystemError):
+            hsv.cross_gramian(sys)
 
 
 @pytest.mark.parametrize(("batch", "n", "m"), [(1, 1, 1), (3, 5, 1), (2, 6, 4), (1, 40, 3), (0, 4, 2)])
