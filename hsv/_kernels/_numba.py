@@ -11,6 +11,7 @@ from typing import Any
 import llvmlite.ir as ir  # type: ignore[import-untyped]
 import numpy as np
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from hsv._kernels._reference import ComplexArray, Real, RealArray
@@ -447,3 +448,83 @@ def selective_backward(
                     second[c, j] += part[j]
                 part[:] = 0.0
         carry[0, c], carry[1, c] = g, q
+
+
+_TILE = 4  # rows of a tile: 8 sums of 64 bytes, as many as two fused units with a latency of four steps keep busy
+_VECTORS = 2  # of 64 bytes, side by side in a tile
+_BLOCK = 64  # rows of H that stay in the first-level cache: 32 KiB for 128 columns in single precision
+_PRODUCT_PART = 16  # blocks whose products are added up in the precision of the arrays
+
+
+@intrinsic
+def _add_tile(typingctx: Any, rows: Any, count: Any, stride: Any, i: Any, j: Any, products: Any) -> Any:
+    """Add to ``products[i + r, j + c]`` the sum over ``k < count`` of ``rows[k, i + r] rows[k, j + c]`` for the rows and columns of a tile.
+
+    Both arrays are flat, with lines of ``stride`` numbers; bounds are not checked. The sums stay in registers.
+    """
+    dtype = rows.dtype
+    lanes = 512 // dtype.bitwidth
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, target = (context.make_array(signature.args[k])(context, builder, args[k]).data for k in (0, 5))
+        _, count, stride, i, j, _ = args
+        vector = ir.VectorType(context.get_value_type(dtype), lanes)
+        fma_type = ir.FunctionType(vector, [vector] * 3)
+        fma = cgutils.get_or_insert_function(builder.module, fma_type, f"llvm.fma.v{lanes}f{dtype.bitwidth}")
+        undefined, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.IntType(32), 0)
+        same = ir.Constant(ir.VectorType(ir.IntType(32), lanes), None)  # lane 0 everywhere
+        size = dtype.bitwidth // 8
+
+        def after(pointer: Any, index: Any, constant: int) -> Any:
+            return builder.gep(pointer, [builder.add(index, ir.Constant(index.type, constant))])
+
+        def vector_after(pointer: Any, index: Any, constant: int) -> Any:
+            return builder.bitcast(after(pointer, index, constant), ir.PointerType(vector))
+
+        zero = ir.Constant(vector, None)
+        sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(_VECTORS)] for _ in range(_TILE)]
+        with cgutils.for_range(builder, count) as loop:
+            line = builder.gep(source, [builder.mul(loop.index, stride)])
+            right = [builder.load(vector_after(line, j, v * lanes), align=size) for v in range(_VECTORS)]
+            for r in range(_TILE):
+                left = builder.insert_element(undefined, builder.load(after(line, i, r)), first)
+                left = builder.shuffle_vector(left, undefined, same)
+                for v in range(_VECTORS):
+                    builder.store(builder.call(fma, [left, right[v], builder.load(sums[r][v])]), sums[r][v])
+        for r in range(_TILE):
+            line = builder.gep(target, [builder.mul(builder.add(i, ir.Constant(i.type, r)), stride)])
+            for v in range(_VECTORS):
+                pointer = vector_after(line, j, v * lanes)
+                total = builder.fadd(builder.load(pointer, align=size), builder.load(sums[r][v]))
+                builder.store(total, pointer, align=size)
+        return context.get_dummy_value()
+
+    return types.void(rows, types.intp, types.intp, types.intp, types.intp, products), codegen
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def add_products(first: int, last: int, rows: Real, products: RealArray) -> None:
+    """See `hsv._kernels._reference.add_products`.
+
+    A BLAS library would use its own threads, which wait for one another and come to a stop where cores are shared; this runs on the
+    threads of the callers. Tiles above the diagonal alone are computed.
+    """
+    length, n = rows.shape[1], rows.shape[2]
+    columns = _VECTORS * 64 // rows.itemsize
+    width = (n + columns - 1) // columns * columns
+    block, part = np.zeros((_BLOCK, width), rows.dtype), np.zeros((width, width), rows.dtype)
+    flat_block, flat_part = block.reshape(-1), part.reshape(-1)
+    for k in range(first, last):
+        for begin in range(0, length, _BLOCK):
+            count = min(_BLOCK, length - begin)
+            block[:count, :n] = rows[k, begin : begin + count]
+            for i in range(0, n, _TILE):
+                for j in range(i // columns * columns, n, columns):
+                    _add_tile(flat_block, count, width, i, j, flat_part)  # type: ignore[call-arg]
+            if (begin // _BLOCK + 1) % _PRODUCT_PART == 0 or begin + count == length:
+                for i in range(n):
+                    for j in range(i, n):
+                        products[k, i, j] += part[i, j]
+                        if j > i:
+                            products[k, j, i] += part[i, j]
+                part[:] = 0.0

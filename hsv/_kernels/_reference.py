@@ -220,3 +220,9 @@ def selective_backward(
             if counted:
                 adjoints[first:last, t] = g
             g *= a
+
+
+def add_products(first: int, last: int, rows: Real, products: RealArray) -> None:
+    """Add ``H^T H`` of ``H = rows[k]``, ``rows (k, T, n)``, to ``products[k]``, ``(k, n, n)``, for ``first <= k < last``."""
+    for k in range(first, last):
+        products[k] += rows[k].T @ rows[k]

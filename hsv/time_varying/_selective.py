@@ -535,8 +535,10 @@ def _rows(buffer: np.ndarray, channels: int, steps: int) -> np.ndarray:
 
 def _add_products(gramian: np.ndarray, base: int, rows: np.ndarray) -> None:
     """Add ``H^T H`` of trajectories ``(channels, steps, n)`` to one matrix, or to one a channel."""
+    channels, steps, n = rows.shape
+    products = np.zeros((channels, n, n))
+    _threads.run(_kernels.add_products, channels, rows, products, operations=channels * steps * n * n / 16)
     if gramian.ndim == 2:
-        flat = rows.reshape(-1, rows.shape[-1])
-        gramian += flat.T @ flat
+        gramian += products.sum(axis=0)
     else:
-        gramian[base : base + rows.shape[0]] += rows.swapaxes(-1, -2) @ rows
+        gramian[base : base + channels] += products

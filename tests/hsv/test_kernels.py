@@ -150,6 +150,20 @@ def test_selective_kernels(dtype, flag, keep, length, d, n, rng):
         np.testing.assert_allclose(fast, plain, rtol=0, atol=tolerance(dtype) * np.abs(plain).max(initial=1.0))
 
 
+@pytest.mark.parametrize(
+    ("batch", "length", "n"), [(1, 1, 1), (3, 64, 32), (4, 65, 33), (2, 1100, 5), (2, 0, 3), (0, 4, 3), (1, 7, 130)]
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_add_products(dtype, batch, length, n, rng):
+    rows = rng.normal(size=(batch, length, n)).astype(dtype)
+    fast, plain = np.ones((2, batch, n, n))
+    for k in (0, batch // 2):  # the first ones twice
+        _numba.add_products(0, batch - k, rows, fast)
+        _reference.add_products(0, batch - k, rows, plain)
+    np.testing.assert_allclose(fast, plain, rtol=0, atol=tolerance(dtype) * np.abs(plain).max(initial=1.0))
+    np.testing.assert_array_equal(fast, fast.swapaxes(-1, -2))
+
+
 @pytest.mark.parametrize(("dtype", "lowest"), [(np.float32, -87.0), (np.float64, -708.0)])
 def test_the_exponential_of_the_selective_kernels(dtype, lowest):
     """Each step's sum of decays is the exponential itself: to two roundings, down to the smallest numbers and to 1 at 0."""
