@@ -14,6 +14,7 @@ import hsv_torch
 from hsv_torch import S5
 from hsv_torch.layers._discretization import DISCRETIZATIONS, SampledCut
 from hsv_torch.layers._hippo import hippo_normal
+from hsv_torch.testing import check_adapter
 from tests.tolerances import tolerance
 
 RULES = ("zoh", "bilinear")
@@ -419,6 +420,24 @@ def test_the_bound_of_both_directions_needs_its_factor():
     assert np.linalg.norm(np.vstack([E1, E2]), 2) == pytest.approx(1)
     assert np.linalg.norm(E1 + E2.conj(), 2) == pytest.approx(2)
     assert np.linalg.norm(np.vstack([1, 1]), 2) * math.sqrt(2) == pytest.approx(1 + 1)
+
+
+@READINGS
+@DIRECTIONS
+@pytest.mark.parametrize("discretization", RULES)
+def test_the_contract_of_layers_holds(discretization, bidirectional, criterion):
+    def make(n_states):
+        return S5(
+            3, n_states, discretization=discretization, bidirectional=bidirectional, dt_min=0.02, dtype=torch.float64
+        )
+
+    def silence(s5, kept):
+        with torch.no_grad():
+            s5.B[kept:] = 0
+
+    found = check_adapter(make, criteria=[criterion], silence=silence)
+    but = {"step", "observation"} if bidirectional else {"observation"}
+    assert {name for name, outcome in found.items() if outcome != "holds"} == but
 
 
 @READINGS

@@ -10,6 +10,7 @@ import torch
 
 import hsv
 import hsv_torch
+from hsv_torch.testing import check_adapter
 from hsv_torch.third_party import s5_pytorch
 from hsv_torch.third_party._packages import required_package
 
@@ -244,6 +245,26 @@ def test_adamw_carries_complex_moments_through_the_adapter():
     for key, tensors in expected.items():
         for name, tensor in tensors.items():
             torch.testing.assert_close(optimizer.state[ssm.get_parameter(name)][key], tensor)
+
+
+class Batched(s5.S5SSM):
+    """Takes a batch, as the wrapper does with `vmap`."""
+
+    def forward(self, x):
+        return torch.vmap(super().forward)(x)
+
+
+@READINGS
+@DIRECTIONS
+def test_the_contract_of_layers_holds(bidir, criterion):
+    def make(n_states):
+        made = s5.S5(3, n_states, dt_min=0.02, bidir=bidir).seq
+        made.__class__ = Batched
+        return made
+
+    # The clause "moments" is for real parameters: for complex ones the tests above stand.
+    found = check_adapter(make, inputs=sequences(3, 24), criteria=[criterion], skip=["moments"])
+    assert {n for n, outcome in found.items() if outcome != "holds"} == {"moments", "step", "lengths", "observation"}
 
 
 def test_checkpoints_of_cut_models(tmp_path):
