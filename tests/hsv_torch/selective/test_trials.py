@@ -57,6 +57,7 @@ def test_distillation_improves_on_sequences_that_nobody_has_seen():
 
 
 def test_distillation_trains_the_layer_alone_and_carries_all_of_it():
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4, dtype=torch.float64), mamba(6), nn.Linear(4, 2, dtype=torch.float64))
     model[1].D.requires_grad_(False)
     optimizer = torch.optim.Adam(p for p in model.parameters() if p.requires_grad)
@@ -66,7 +67,7 @@ def test_distillation_trains_the_layer_alone_and_carries_all_of_it():
     before = dict(model[1].named_parameters())
     moments = {name: optimizer.state[p]["exp_avg"].clone() for name, p in before.items() if p.requires_grad}
     report = hsv_torch.compress_(
-        model, 3, calibration=[sequences()], optimizer=optimizer, criterion=LocalDistillation(steps=30)
+        model, 2, calibration=[sequences()], optimizer=optimizer, criterion=LocalDistillation(steps=50)
     )
     for name, value in outside.items():
         assert torch.equal(model.get_parameter(name), value)
