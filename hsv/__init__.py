@@ -22,6 +22,7 @@ from hsv._gramians import (
 )
 from hsv._hankel import hankel_singular_values
 from hsv._hankel_norm import hankel_norm_approximation
+from hsv._irka import irka
 from hsv._lyapunov import solve_continuous_lyapunov, solve_discrete_lyapunov, solve_lyapunov_factored, solve_sylvester
 from hsv._modal import modal_truncation, mode_energies, mode_gains
 from hsv._norms import h2_norm, hankel_norm, hinf_error, hinf_norm
@@ -71,6 +72,7 @@ __all__ = [
     "hankel_singular_values",
     "hinf_error",
     "hinf_norm",
+    "irka",
     "modal_truncation",
     "mode_energies",
     "mode_gains",
