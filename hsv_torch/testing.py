@@ -661,13 +661,13 @@ def _check_undo(s: _Subject) -> None:
 
 def _check_checkpoint(s: _Subject) -> None:
     cut, full = s.model(), s.model()
-    s.compress(cut, s.sizes[0])
+    optimizers = {model: torch.optim.AdamW(model.parameters(), lr=1e-3) for model in (cut, full)}
+    s.compress(cut, s.sizes[0], optimizers[cut])
     with tempfile.TemporaryDirectory() as folder:
         for saved, other in ((cut, "the size it was made with"), (full, "the size of a cut one")):
             path = Path(folder) / "model.pt"
-            optimizer = torch.optim.AdamW(saved.parameters(), lr=1e-3)
-            _train(s, saved, optimizer, 1)
-            save_checkpoint(saved, path, optimizer=optimizer)
+            _train(s, saved, optimizers[saved], 1)
+            save_checkpoint(saved, path, optimizer=optimizers[saved])
             target = _Model(s.make_layer(s.n_states), s.output).eval()
             if saved is full:
                 s.compress(target, s.sizes[0])

@@ -1,6 +1,5 @@
 """The contract of every registered layer: what a cut must and must not change."""
 
-import copy
 import importlib
 import pkgutil
 
@@ -10,14 +9,45 @@ import torch
 
 import hsv
 import hsv_torch
-from hsv_torch import layers
+from hsv_torch import layers, selective
+from hsv_torch.testing import check_adapter
 from tests.tolerances import tolerance
 
 CRITERIA = [hsv_torch.ComplexHankel(), hsv_torch.RealHankel()]
-# How to make a small layer of each type; a new layer adds its line here.
-MAKE = {hsv_torch.LRU: lambda n_states, **options: hsv_torch.LRU(3, n_states, **options)}
-LAYERS = pytest.mark.parametrize("layer_type", list(MAKE), ids=lambda t: t.__name__)
+# How to make a small layer of each type; a new layer adds its line here, and its cases below.
+MAKE = {
+    hsv_torch.LRU: lambda n_states, **options: hsv_torch.LRU(3, n_states, **options),
+    hsv_torch.Mamba: lambda n_states, **options: hsv_torch.Mamba(3, n_states, **options),
+    hsv_torch.S4D: lambda n_states, **options: hsv_torch.S4D(3, n_states, **{"initialization": "legs", **options}),
+    hsv_torch.S5: lambda n_states, **options: hsv_torch.S5(3, n_states, **options),
+}
+TIME_INVARIANT = [t for t in MAKE if not hsv_torch.find_adapter(t(2, 2)).needs_data]
+LAYERS = pytest.mark.parametrize("layer_type", TIME_INVARIANT, ids=lambda t: t.__name__)
 READINGS = pytest.mark.parametrize("criterion", CRITERIA, ids=lambda c: type(c).__name__)
+
+# Options and criteria that the whole contract is checked with.
+CASES = [
+    (hsv_torch.LRU, {}, CRITERIA),
+    (hsv_torch.LRU, {"max_phase": 0.3, "mode": "scan"}, CRITERIA),
+    (hsv_torch.S4D, {}, CRITERIA),
+    (hsv_torch.S4D, {"initialization": "inv", "discretization": "bilinear", "bidirectional": True}, CRITERIA),
+    (hsv_torch.S4D, {"initialization": "real"}, [hsv_torch.SymmetricHankel()]),
+    (hsv_torch.S5, {}, CRITERIA),
+    (hsv_torch.S5, {"discretization": "bilinear", "bidirectional": True}, CRITERIA),
+    (hsv_torch.Mamba, {}, [selective.StateChoice(), selective.SharedBasis(), selective.ChannelBasis()]),
+]
+
+
+def without_influence(layer, k):
+    """States from the k-th on reach no output."""
+    if isinstance(layer, hsv_torch.Mamba):
+        layer.x_proj.weight[-layer.n_states :][k:] = 0
+        return
+    directions = [layer.C] if not isinstance(layer, hsv_torch.S5) else list(layer.C.split(layer.n_states, dim=1))
+    if getattr(layer, "C_backward", None) is not None:
+        directions.append(layer.C_backward)
+    for C in directions:
+        C[:, k:] = 0
 
 
 def make(layer_type, n_states, seed=0, **options):
@@ -46,6 +76,32 @@ def test_every_file_in_layers_is_registered_and_under_contract():
         assert types <= set(MAKE), f"add {types} to MAKE, so that the contract tests run over it"
 
 
+def test_every_registered_layer_has_cases():
+    assert {layer_type for layer_type, _, _ in CASES} == set(MAKE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("layer_type", "options", "criterion"),
+    [(layer_type, options, criterion) for layer_type, options, criteria in CASES for criterion in criteria],
+    ids=lambda value: value.__name__ if isinstance(value, type) else type(value).__name__ if not isinstance(value, dict) else "-".join(value) or "default",
+)  # fmt: skip
+def test_the_contract(layer_type, options, criterion, dtype):
+    adapter = hsv_torch.adapter_of(make(layer_type, 2))
+    found = check_adapter(
+        lambda n_states: MAKE[layer_type](n_states, dtype=dtype, **options),
+        criteria=[criterion],
+        # A basis a channel takes states away and leaves the features in place: the gradients of silent ones change.
+        silence=None if isinstance(criterion, selective.ChannelBasis) else without_influence,
+        # Bases from second moments of the data have half the digits.
+        tolerance=1e-6 if adapter.needs_data and dtype == torch.float64 else None,
+    )
+    excused = {"error bound"} if adapter.needs_data else {"observation"}
+    if options.get("bidirectional"):
+        excused.add("step")
+    assert {name for name, reason in found.items() if reason != "holds"} == excused
+
+
 @LAYERS
 @READINGS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -68,14 +124,14 @@ def test_the_change_of_the_output_obeys_the_bound(layer_type, criterion, n_state
     plan, _ = cut(layer, n_states, criterion)
     assert plan.n_states_after == layer.n_states <= n_states
     after = hsv.real_part(adapter.system(layer))
-    assert float(hsv.hinf_error(before, after)) <= plan.error_bound * (1 + 1e-12)
+    assert float(hsv.hinf_error(before, after).max()) <= plan.error_bound * (1 + 1e-10)
 
 
 @LAYERS
 @READINGS
-@pytest.mark.parametrize("rule", [hsv.HankelSum(discard=0.1), hsv.HankelEnergy(keep=0.9), hsv.Threshold(0.1)])
+@pytest.mark.parametrize("rule", [hsv.HankelSum(discard=0.1), hsv.HankelEnergy(keep=0.9), hsv.Threshold(0.2)])
 def test_every_rule_cuts_and_the_layer_stays_stable_and_trainable(layer_type, criterion, rule):
-    layer = make(layer_type, 16, max_phase=0.5)
+    layer = make(layer_type, 16, **({"max_phase": 0.5} if layer_type is hsv_torch.LRU else {}))
     _, replaced = cut(layer, rule, criterion)
     names = set(hsv_torch.adapter_of(layer).parameter_names(layer))
     assert set(replaced) == names
@@ -96,16 +152,6 @@ def test_every_rule_cuts_and_the_layer_stays_stable_and_trainable(layer_type, cr
     assert losses[-1] < losses[0]
     margin = -hsv_torch.adapter_of(layer).system(layer).log_poles.real
     assert bool((margin > 0).all())
-
-
-@LAYERS
-@READINGS
-def test_planning_changes_nothing(layer_type, criterion):
-    layer = make(layer_type, 12)
-    state = copy.deepcopy(layer.state_dict())
-    hsv_torch.adapter_of(layer).reduce(layer, 3, criterion)
-    for name, tensor in layer.state_dict().items():
-        assert torch.equal(tensor, state[name])
 
 
 def padded(layer_type, n, k, dtype, seed=0):
@@ -316,11 +362,3 @@ def test_the_registry():
         hsv_torch.register_adapter(hsv_torch.LRU)(type(hsv_torch.adapter_of(layer)))
     twice = torch.nn.ModuleDict({"a": layer, "b": layer, "c": torch.nn.Linear(2, 2)})
     assert list(hsv_torch.compressible_layers(twice)) == ["a"]
-
-
-@LAYERS
-def test_resize_makes_room_for_another_state_dict(layer_type):
-    small, big = make(layer_type, 3), make(layer_type, 7)
-    hsv_torch.adapter_of(big).resize(big, 3)
-    big.load_state_dict(small.state_dict())
-    torch.testing.assert_close(outputs(big), outputs(small))
