@@ -350,20 +350,27 @@ def selective_forward(
     white: bool,
     carry: Real,
     poles: RealArray,
+    gains: RealArray,
     second: RealArray,
     product: RealArray,
     states: Real,
 ) -> None:
     """See `hsv._kernels._reference.selective_forward`."""
     n, length = A.shape[1], delta.shape[0]
-    a, part_a, part_p, part_c = np.empty_like(A[0]), np.empty_like(A[0]), np.empty_like(A[0]), np.empty_like(A[0])
-    h, p, squares = np.empty_like(A[0]), np.empty_like(A[0]), C * C
+    a, h, p = np.empty(n, A.dtype), np.empty(n, A.dtype), np.empty(n, A.dtype)
+    part_a, part_b, part_p, part_c = (
+        np.empty(n, A.dtype),
+        np.empty(n, A.dtype),
+        np.empty(n, A.dtype),
+        np.empty(n, A.dtype),
+    )
+    squares = C * C
     keep = states.size > 0
     for k in range(first, last):
         c = base + k
         rates = A[c]
         h[:], p[:] = carry[0, c], carry[1, c]
-        part_a[:], part_p[:], part_c[:] = 0.0, 0.0, 0.0
+        part_a[:], part_b[:], part_p[:], part_c[:] = 0.0, 0.0, 0.0, 0.0
         for t in range(length):
             step = delta[t, c]
             inputs, outputs = B[t], squares[t]
@@ -386,15 +393,18 @@ def selective_forward(
             for j in range(n):
                 part_a[j] += a[j]
             for j in range(n):
+                part_b[j] += step * inputs[j]
+            for j in range(n):
                 part_p[j] += p[j]
             for j in range(n):
                 part_c[j] += (scale * outputs[j]) * p[j]
             if (t + 1) % _PART == 0 or t + 1 == length:
                 for j in range(n):
                     poles[c, j] += part_a[j]
+                    gains[c, j] += part_b[j]
                     second[c, j] += part_p[j]
                     product[c, j] += part_c[j]
-                part_a[:], part_p[:], part_c[:] = 0.0, 0.0, 0.0
+                part_a[:], part_b[:], part_p[:], part_c[:] = 0.0, 0.0, 0.0, 0.0
         carry[0, c], carry[1, c] = h, p
 
 
@@ -415,7 +425,13 @@ def selective_backward(
 ) -> None:
     """See `hsv._kernels._reference.selective_backward`."""
     n, length = A.shape[1], delta.shape[0]
-    a, g, q, part, squares = np.empty_like(A[0]), np.empty_like(A[0]), np.empty_like(A[0]), np.empty_like(A[0]), C * C
+    a, g, q, part, squares = (
+        np.empty(n, A.dtype),
+        np.empty(n, A.dtype),
+        np.empty(n, A.dtype),
+        np.empty(n, A.dtype),
+        C * C,
+    )
     keep = adjoints.size > 0
     for k in range(first, last):
         c = base + k

@@ -161,6 +161,7 @@ def selective_forward(
     white: bool,
     carry: Real,
     poles: RealArray,
+    gains: RealArray,
     second: RealArray,
     product: RealArray,
     states: Real,
@@ -169,8 +170,8 @@ def selective_forward(
 
     ``A (d, n)``; ``delta, x, weight (T, d)``; ``B, C (T, n)``; all float32 or all float64. With ``white`` the second moments follow
     ``p[t] = a[t]^2 p[t-1] + (delta[t] B[t])^2``, otherwise they are ``h[t]^2``. ``carry (2, d, n)`` holds ``h`` and ``p``, before and after.
-    Added to ``poles``, ``second``, ``product (d, n)``: the sums over time of ``a``, ``p`` and ``(weight C)^2 p``. If ``states`` is not
-    empty, ``h[t]`` of channel ``base + k`` is written to ``states[k, t]``; if it is, a ``white`` run leaves ``h`` out.
+    Added to ``poles``, ``gains``, ``second``, ``product (d, n)``: the sums over time of ``a``, ``delta B``, ``p`` and ``(weight C)^2 p``. If ``states``
+    is not empty, ``h[t]`` of channel ``base + k`` is written to ``states[k, t]``; if it is, a ``white`` run leaves ``h`` out.
     """
     c = slice(base + first, base + last)
     h, p = carry[0, c], carry[1, c]
@@ -181,6 +182,7 @@ def selective_forward(
             h[:] = a * h + step * x[t, c, None] * B[t]
         p[:] = a * a * p + (step * B[t]) ** 2 if white else h * h
         poles[c] += a
+        gains[c] += step * B[t]
         second[c] += p
         product[c] += (weight[t, c, None] * C[t]) ** 2 * p
         if states.size:

@@ -280,7 +280,6 @@ class SelectiveEstimator(StreamEstimator):
             fresh["delta"] += step.sum(axis=0, dtype=np.float64)
             fresh["B"] += inputs.sum(axis=0, dtype=np.float64)
             fresh["C"] += outputs.sum(axis=0, dtype=np.float64)
-            fresh["delta_B"] += step.T @ inputs
             self._forward_on_host(fresh, index, rates, step, inputs, outputs, signal, gate)
             self._backward_on_host(fresh, index, rates, step, outputs, gate)
             if self._settings["exact"] and "P" in fresh:
@@ -345,7 +344,7 @@ class SelectiveEstimator(StreamEstimator):
         if x is None:
             x = self._signs(index, 0, delta.shape, delta.dtype) if products else np.zeros_like(delta)
         group, carry = index % N_GROUPS, np.zeros((2, d, n), A.dtype)
-        sums = fresh["poles"], fresh["p"][group], fresh["product"][group]
+        sums = fresh["poles"], fresh["delta_B"], fresh["p"][group], fresh["product"][group]
         for base, channels, piece, buffer in _pieces(length, d, n, A.dtype, products):
             for begin in range(0, length, piece):
                 t = slice(begin, min(begin + piece, length))

@@ -138,10 +138,10 @@ def test_selective_kernels(dtype, flag, keep, length, d, n, rng):
     results = []
     for module in (_numba, _reference):
         carry, back = np.ones((2, 2, d, n), dtype)
-        totals, trajectories = np.ones((4, d, n)), np.zeros((2, d * keep, length, n), dtype)
+        totals, trajectories = np.ones((5, d, n)), np.zeros((2, d * keep, length, n), dtype)
         arguments = A, delta, x, weight
-        module.selective_forward(first, last, base, *arguments, B, C, flag, carry, *totals[:3], trajectories[0])
-        module.selective_backward(first, last, base, *arguments, C, flag, back, totals[3], trajectories[1])
+        module.selective_forward(first, last, base, *arguments, B, C, flag, carry, *totals[:4], trajectories[0])
+        module.selective_backward(first, last, base, *arguments, C, flag, back, totals[4], trajectories[1])
         results.append((carry, back, *totals, *trajectories))
     for v, old in zip((A, delta, B, C, x, weight), before, strict=True):
         np.testing.assert_array_equal(v, old)
@@ -168,7 +168,7 @@ def test_add_products(dtype, batch, length, n, rng):
 def test_the_exponential_of_the_selective_kernels(dtype, lowest):
     """Each step's sum of decays is the exponential itself: to two roundings, down to the smallest numbers and to 1 at 0."""
     x = np.concatenate([np.linspace(lowest, 0.0, 200_001), -np.geomspace(1e-30, 1.0, 10_000)]).astype(dtype)
-    one, sums, empty = np.ones((1, 1), dtype), np.zeros((3, 1, len(x))), np.empty((0, 0, len(x)), dtype)
+    one, sums, empty = np.ones((1, 1), dtype), np.zeros((4, 1, len(x))), np.empty((0, 0, len(x)), dtype)
     row = np.ones((1, len(x)), dtype)
     _numba.selective_forward(
         0, 1, 0, x[None], one, one, one, row, row, False, np.zeros((2, 1, len(x)), dtype), *sums, empty
