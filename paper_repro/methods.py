@@ -41,7 +41,7 @@ def _methods() -> dict[str, Callable[[int], SelectiveCriterion]]:
     methods["channel_basis"] = lambda seed: ChannelBasis()
     methods["channel_basis_galerkin"] = lambda seed: ChannelBasis(projection="galerkin")
     methods["channel_basis_mean_system"] = lambda seed: ChannelBasis(gramians="mean_system")
-    distilled = ("greedy", "shared_basis", "channel_basis")
+    distilled = ("greedy", "shared_basis")
     methods |= {f"{name}{DISTILLED}": _distilled(methods[name]) for name in distilled}
     methods["auto"] = lambda seed: Auto()
     return methods

@@ -38,12 +38,16 @@ class Measurement(Record):
     draw: int | None = None
     kept: tuple[tuple[int, ...], ...] | None = None  # a layer: the states that a choice keeps
     error: float | None = None  # relative standard error of the scores, median over the states
+    learning_rate: float | None = None  # of a model from scratch; the others have that of the full model
+    validation: float | None = None  # accuracy of a model from scratch, which its rate is chosen by
     reason: str | None = None
 
     @property
     def key(self) -> str:
         """What tells this measurement from others, whatever it found."""
-        return key_of(self.run, self.kind, self.n_states, self.point, self.method, self.n_sequences, self.draw)
+        return key_of(
+            self.run, self.kind, self.n_states, self.point, self.method, self.n_sequences, self.draw, self.learning_rate
+        )
 
 
 def key_of(
@@ -54,9 +58,10 @@ def key_of(
     method: str | None = None,
     n_sequences: int | None = None,
     draw: int | None = None,
+    learning_rate: float | None = None,
 ) -> str:
     """Return the key of a measurement."""
-    parts = (run, kind, n_states, point, method, n_sequences, draw)
+    parts = (run, kind, n_states, point, method, n_sequences, draw, learning_rate)
     return "/".join("-" if part is None else str(part) for part in parts)
 
 
@@ -94,7 +99,7 @@ def read_measurements(path: Path) -> list[Measurement]:
 
 def _compact(measurement: Measurement) -> dict[str, Any]:
     values = measurement.model_dump(mode="json", exclude_defaults=True)
-    for name, digits in (("accuracy", 5), ("seconds", 2), ("error", 4)):
+    for name, digits in (("accuracy", 5), ("validation", 5), ("seconds", 2), ("error", 4)):
         if values.get(name) is not None:
             values[name] = round(values[name], digits)
     return values

@@ -18,12 +18,17 @@ POINTS = {"early": 0.35, "late": 0.75}
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """One task: a preset, values in place of its own, and the sizes that its model is cut to."""
+    """One task: a preset, values in place of its own, and the sizes that its model is cut to.
+
+    The full model, and so the cut ones, are trained with the preset's learning rate; models from scratch with each of `scratch_rates`, and
+    the tables take the best of them by validation accuracy.
+    """
 
     preset: str
     values: Mapping[str, Any] = field(default_factory=dict)
     sizes: tuple[int, ...] = (32, 16, 8)
     sizes_trained_on: tuple[int, ...] = (8,)
+    scratch_rates: tuple[float, ...] = (5e-3, 1e-2, 2e-2)
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ class Job:
     sizes: tuple[int, ...] = ()
     counts: tuple[int, ...] = ()
     draws: int = 0
+    learning_rate: float | None = None  # of a model from scratch
 
     @property
     def needs_full(self) -> bool:
@@ -109,7 +115,7 @@ class Job:
             full = self.config.states_of_blocks[0]
             return frozenset({key_of(run, "full", full), *(key_of(run, "point", full, point) for point in POINTS)})
         if self.kind == "scratch":
-            return frozenset({key_of(run, "scratch", self.n_states)})
+            return frozenset({key_of(run, "scratch", self.n_states, learning_rate=self.learning_rate)})
         if self.kind == "ranking":
             return frozenset(
                 key_of(run, "ranking", self.n_states, self.point, method, count, draw)
@@ -161,21 +167,31 @@ def make_jobs(plan: StudyPlan) -> list[Job]:
 
 
 def _jobs_after(plan: StudyPlan, task: TaskPlan, config: RunConfig) -> Iterator[Job]:
+    """Give the jobs of one task and seed; those whose models are slow to train come last."""
     name = task.preset
     for point in POINTS:
         if plan.methods:
             yield Job("cuts", name, config, point=point, methods=plan.methods, sizes=task.sizes)
-    for size in sorted({*task.sizes, *task.sizes_trained_on}, reverse=True):
-        yield Job("scratch", name, config, n_states=size)
-    for point in POINTS:
-        for size in task.sizes_trained_on:
-            for method in plan.methods_trained_on:
-                yield Job("trained_on", name, config, point=point, methods=(method,), sizes=(size,))
+    for method in plan.methods_trained_on:
+        if not method.startswith("channel_basis"):
+            yield from _trained_on(task, config, method)
+    for size in task.sizes_trained_on:
+        for rate in task.scratch_rates:
+            yield Job("scratch", name, config, n_states=size, learning_rate=rate)
     if plan.methods_ranked:
         yield Job(
             "ranking", name, config, n_states=min(task.sizes), point="late", methods=plan.methods_ranked,
             counts=plan.counts, draws=plan.draws,
         )  # fmt: skip
+    for method in plan.methods_trained_on:
+        if method.startswith("channel_basis"):
+            yield from _trained_on(task, config, method)
+
+
+def _trained_on(task: TaskPlan, config: RunConfig, method: str) -> Iterator[Job]:
+    for point in POINTS:
+        for size in task.sizes_trained_on:
+            yield Job("trained_on", task.preset, config, point=point, methods=(method,), sizes=(size,))
 
 
 def _check_sizes(task: TaskPlan, config: RunConfig) -> None:
@@ -189,8 +205,8 @@ def _check_sizes(task: TaskPlan, config: RunConfig) -> None:
 
 DEFAULT = StudyPlan(
     tasks=(
-        TaskPlan("mqar", sizes=(32, 16, 8, 4), sizes_trained_on=(8, 4)),
-        TaskPlan("selective_copying"),
+        TaskPlan("mqar", {"task_options": {"n_test": 1_024}}, sizes=(32, 16, 8, 4), sizes_trained_on=(8, 4)),
+        TaskPlan("selective_copying", {"task_options": {"n_test": 1_024}}),
         TaskPlan("digits_mamba"),
     )
 )
@@ -204,12 +220,14 @@ QUICK = StudyPlan(
             {**TINY, "task_options": {**FEW_SEQUENCES, "pairs": 4, "queries": 4, "keys": 8, "values": 4}},
             sizes=(4, 2),
             sizes_trained_on=(2,),
+            scratch_rates=(1e-2, 2e-2),
         ),
         TaskPlan(
             "selective_copying",
             {**TINY, "task_options": {**FEW_SEQUENCES, "context": 10, "copied": 2, "symbols": 4}},
             sizes=(4, 2),
             sizes_trained_on=(2,),
+            scratch_rates=(1e-2, 2e-2),
         ),
     ),
     seeds=(0, 1),

@@ -70,9 +70,9 @@ def _table_after_cuts(measurements: Sequence[Measurement]) -> list[str]:
 
 def _table_trained_on(measurements: Sequence[Measurement]) -> list[str]:
     trained = [measurement for measurement in measurements if measurement.kind == "trained_on"]
-    scratch = [measurement for measurement in measurements if measurement.kind == "scratch"]
     if not trained:
         return []
+    scratch = best_from_scratch(measurements)
     columns = _columns(trained)
     rows = []
     for method in _methods_of(trained):
@@ -85,13 +85,29 @@ def _table_trained_on(measurements: Sequence[Measurement]) -> list[str]:
     rows.append(
         ["from scratch", *(_cell(_by_seed(m for m in scratch if m.n_states == states)) for _, states in columns)]
     )
-    sizes = sorted({m.n_states for m in scratch}, reverse=True)
-    others = "; ".join(f"{size}: {_cell(_by_seed(m for m in scratch if m.n_states == size))}" for size in sizes)
+    rates = "; ".join(f"{m.n_states} states {m.learning_rate:g}" for m in {m.n_states: m for m in scratch}.values())
     return [
         "### After training on to the end",
         _markdown(["method", *(f"{point}, {states}" for point, states in columns)], rows),
-        f"In brackets: mean difference to the model from scratch of the same seed, in points, with its 95 % interval. From scratch, by states: {others}.",
+        "In brackets: mean difference to the model from scratch of the same seed, in points, with its 95 % interval. "
+        f"Rates of the models from scratch, best of those tried by mean validation accuracy: {rates or 'none yet'}.",
     ]
+
+
+def best_from_scratch(measurements: Iterable[Measurement]) -> list[Measurement]:
+    """Return, of the models from scratch of each size, those with the learning rate that has the best mean validation accuracy."""
+    by_size: defaultdict[int, defaultdict[float, list[Measurement]]] = defaultdict(lambda: defaultdict(list))
+    for measurement in measurements:
+        if measurement.kind == "scratch" and measurement.learning_rate is not None:
+            by_size[measurement.n_states][measurement.learning_rate].append(measurement)
+    best = []
+    for by_rate in by_size.values():
+        most = max(
+            len(runs) for runs in by_rate.values()
+        )  # a rate that not every seed has been tried with is not compared
+        complete = [runs for runs in by_rate.values() if len(runs) == most]
+        best += max(complete, key=lambda runs: math.fsum(run.validation or 0.0 for run in runs))
+    return best
 
 
 def _table_of_sequences(measurements: Sequence[Measurement]) -> list[str]:

@@ -73,9 +73,11 @@ def _full(job: Job, directory: Path, should_stop: Callable[[], bool]) -> list[Me
 def _scratch(job: Job, directory: Path, should_stop: Callable[[], bool]) -> list[Measurement]:
     del directory
     start = time.perf_counter()
-    config = job.config.with_values(arm="from_scratch", n_states=job.n_states)
+    config = job.config.with_values(arm="from_scratch", n_states=job.n_states, learning_rate=job.learning_rate)
     training = Training(config, _dataset_of(config))
-    return [_train_to_end(job, training, "scratch", start, should_stop)]
+    found = _train_to_end(job, training, "scratch", start, should_stop, learning_rate=job.learning_rate)
+    validation = None if found.accuracy is None else evaluate(training.model, training.dataset.validation, 0).accuracy
+    return [found.model_copy(update={"validation": validation})]
 
 
 def _cuts(job: Job, directory: Path, should_stop: Callable[[], bool]) -> list[Measurement]:
@@ -145,12 +147,12 @@ def kept_states(before: torch.nn.Module, after: torch.nn.Module) -> tuple[tuple[
     """
     kept = []
     for name, layer in hsv_torch.compressible_layers(after).items():
-        old, new = before.get_submodule(name).A_log, layer.A_log
+        old, new = before.get_submodule(name).A_log, layer.A_log  # (channels, states)
         assert isinstance(old, torch.Tensor)
         assert isinstance(new, torch.Tensor)
         if old.shape[0] != new.shape[0]:
             return None
-        distance = (old[:, :, None] - new[:, None, :]).abs().amax(dim=0)  # (old states, new states)
+        distance = (old.detach()[:, :, None] - new.detach()[:, None, :]).abs().amax(dim=0)  # (old states, new states)
         if float(distance.amin(dim=0).max()) > SAME_RATE:
             return None
         kept.append(tuple(sorted(distance.argmin(dim=0).tolist())))
