@@ -35,7 +35,8 @@ def plot_spectra(history: History, ax: Axes, *, layer: str | None = None) -> Axe
     """Draw the Hankel singular values that each attempt found in one layer, on a logarithmic axis.
 
     What the rule keeps is drawn thick, the rest thin; a cut that was undone has a cross at its end, and where nothing was
-    cut the whole curve is thin.
+    cut the whole curve is thin. Of a layer with a system for each channel the curve is the median over the channels, and their range is
+    shaded.
 
     Parameters
     ----------
@@ -63,8 +64,10 @@ def plot_spectra(history: History, ax: Axes, *, layer: str | None = None) -> Axe
     found = [(event, record) for event, record in history.records(layer) if record.hankel_singular_values is not None]
     for position, (event, record) in enumerate(found):
         colour = _blend(position / max(1, len(found) - 1))
-        values = _envelope(record)
+        lowest, values, highest = _spectrum(record)
         states = np.arange(1, len(values) + 1)
+        if _n_systems(record) is not None:
+            ax.fill_between(states, lowest, highest, color=colour, alpha=0.15, linewidth=0)
         thick = 0 if record.n_states_chosen is None or record.outcome == "unchanged" else (record.order or 0)
         marker = "." if len(values) <= 40 else ""
         ax.plot(
@@ -81,7 +84,8 @@ def plot_spectra(history: History, ax: Axes, *, layer: str | None = None) -> Axe
             end = "x" if record.outcome == "undone" else "|"
             ax.plot(states[thick - 1], values[thick - 1], color=colour, marker=end, markersize=9, markeredgewidth=2)
     ax.set_xlabel("number of the value, largest first")
-    ax.set_ylabel("Hankel singular value (gain)")
+    batch = any(_n_systems(record) is not None for _, record in found)
+    ax.set_ylabel("Hankel singular value (gain)" + (", median and range" if batch else ""))
     if found:
         ax.set_yscale("log")
         ax.legend(title="attempt at step: states", fontsize="small", title_fontsize="small")
@@ -166,7 +170,7 @@ def events_table(history: History) -> Table:
     for number in shown:
         table.add_column(_COLUMNS[number], overflow="fold", no_wrap=_COLUMNS[number] in ("states", "outcome", "metric"))
     styles = {"cut": "green", "undone": "red", "refused": "yellow", "unchanged": "dim"}
-    reasons = []
+    reasons = [f"{name}: {text}" for name, text in _batch_remarks(history).items()]
     for event, record in _rows(history):
         cells = _cells(event, record)
         table.add_row(*(Text(cells[number]) for number in shown), style=styles[record.outcome])
@@ -207,6 +211,10 @@ def to_html(history: History, *, title: str = "Compression while training") -> s
         "<h2>Hankel singular values</h2>",
         "<p>One curve for each attempt, of the layer before it. Thick: what the rule keeps. A cross ends a cut that was "
         "undone; a curve without a thick part was left as it was.</p>",
+        *(
+            f"<p>{escape(name)}: {escape(text)}. The curve is the median over the channels, their range is shaded.</p>"
+            for name, text in _batch_remarks(history).items()
+        ),
     ]
     for number, layer in enumerate(history.layers):
         name = layer or "the model"
@@ -298,11 +306,22 @@ def _blend(fraction: float) -> tuple[float, ...]:
     return tuple((colours[first] + (place - first) * (colours[first + 1] - colours[first])).tolist())
 
 
-def _envelope(record: LayerRecord) -> np.ndarray:
-    """The values of a layer; of one with many systems the largest at each place. What is only rounding is left out."""
-    values = np.asarray(record.hankel_singular_values, dtype=np.float64)
-    values = values.reshape(-1, values.shape[-1]).max(axis=0)
-    return np.where(values > _SMALLEST_SHOWN * values.max(initial=0.0), values, np.nan)
+def _n_systems(record: LayerRecord) -> int | None:
+    """How many systems a layer has; None for one, and where nothing was measured."""
+    values = record.hankel_singular_values
+    return None if values is None or values.ndim == 1 else values.shape[0]
+
+
+def _spectrum(record: LayerRecord) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Smallest, median and largest value of a layer's systems at each place. What is only rounding is left out, NaN."""
+    values = np.atleast_2d(np.asarray(record.hankel_singular_values, dtype=np.float64))  # (systems, n)
+    counted = values > _SMALLEST_SHOWN * values.max(axis=1, initial=0.0, keepdims=True)
+    some = counted.any(axis=0)  # (n,)
+    kept = np.where(counted, values, np.nan)[:, some]
+    result = np.full((3, values.shape[1]), np.nan)
+    if some.any():
+        result[:, some] = np.nanmin(kept, axis=0), np.nanmedian(kept, axis=0), np.nanmax(kept, axis=0)
+    return result[0], result[1], result[2]
 
 
 def _attempt_label(event: Event, record: LayerRecord) -> str:
@@ -357,6 +376,16 @@ def _cells(event: Event, record: LayerRecord) -> tuple[str, ...]:
         " → ".join(metrics),
         f"{event.seconds:.3f}",
     )
+
+
+def _batch_remarks(history: History) -> dict[str, str]:
+    """What the number of states means in layers with a system for each channel."""
+    systems = {record.layer: _n_systems(record) for _, record in _rows(history)}
+    return {
+        layer or "the model": f"one system for each of {n} channels, with as many states each"
+        for layer, n in systems.items()
+        if n is not None
+    }
 
 
 def _remarks(record: LayerRecord) -> str:

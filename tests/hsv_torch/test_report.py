@@ -7,9 +7,11 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 import hsv
+import hsv_torch
 from hsv_torch.history import Drift, Event, History, LayerRecord
 from hsv_torch.report import events_table, figure_to_svg, plot_spectra, plot_states, to_html, write_html
 
@@ -68,6 +70,12 @@ def history():
     return History({"blocks.0": 32, "<b>": 32}, events, 100, 90, steps_timed=10, step_seconds=0.03)
 
 
+def of_batch(values):
+    """A layer with a system a channel, cut to one state."""
+    seen = dataclasses.replace(record("ssm", "cut", values.shape[-1], 1), hankel_singular_values=values)
+    return History({"ssm": values.shape[-1]}, (Event(1, 1, (seen,), 0.0),), 10, 5)
+
+
 def empty():
     return History({"ssm": 8}, (), 100, 0)
 
@@ -116,12 +124,21 @@ class TestPictures:
         plot_spectra(History({"ssm": 4}, (Event(1, 1, (seen,), 0.0),), 10, 5), axes)
         np.testing.assert_array_equal(axes.get_lines()[0].get_ydata(), [1.0, 1e-3, np.nan, np.nan])
 
-    def test_a_batch_of_systems_shows_its_envelope(self):
-        values = np.array([[3.0, 1.0], [2.0, 1.5]])
-        seen = dataclasses.replace(record("ssm", "unchanged", 2, 2), hankel_singular_values=values)
+    def test_a_batch_of_systems_shows_median_and_range(self):
+        """The third channel has one state, the fourth none: what they lack takes no part."""
+        values = np.array([[3.0, 1.0, 0.5], [2.0, 1.5, 1e-20], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
         axes = Figure().add_subplot()
-        plot_spectra(History({"ssm": 2}, (Event(1, 1, (seen,), 0.0),), 10, 5), axes)
-        assert axes.get_lines()[0].get_ydata().tolist() == [3.0, 1.5]
+        plot_spectra(of_batch(values), axes)
+        assert axes.get_lines()[0].get_ydata().tolist() == [2.0, 1.25, 0.5]
+        (band,) = axes.collections
+        corners = band.get_paths()[0].vertices
+        assert {tuple(corner) for corner in corners} >= {(1, 1), (1, 3), (2, 1), (2, 1.5), (3, 0.5)}
+        assert axes.get_ylabel() == "Hankel singular value (gain), median and range"
+
+    def test_a_batch_of_systems_without_any_state(self):
+        axes = Figure().add_subplot()
+        plot_spectra(of_batch(np.zeros((4, 3))), axes)
+        assert np.isnan(axes.get_lines()[0].get_ydata()).all()
 
     @pytest.mark.parametrize("layer", [None, "head"])
     def test_which_layer(self, history, layer):
@@ -227,6 +244,35 @@ def test_table_for_the_terminal(history):
         "attempt 2, <b>: condition 1e9 is above the limit [1, 1e6]",
     ):
         assert expected in text
+
+
+def test_tables_say_where_a_layer_has_many_systems(history):
+    from rich.console import Console
+
+    batch = of_batch(np.array([[3.0, 1.0], [2.0, 1.5], [2.0, 1.0]]))
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(events_table(batch))
+    remark = "ssm: one system for each of 3 channels, with as many states each"
+    assert remark in console.export_text()
+    assert f"<p>{remark}. The curve is the median" in to_html(batch)
+    assert "one system for each" not in to_html(history)
+
+
+def test_of_a_layer_that_was_cut_as_a_batch():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(hsv_torch.S4D(3, 8), torch.nn.Linear(3, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    schedule = hsv_torch.Schedule(total_steps=4, window=(0.0, 0.5), attempts=2)
+    compressor = hsv_torch.InTrainingCompressor(model, optimizer, rule=hsv.HankelSum(discard=0.3), schedule=schedule)
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(torch.ones(2, 9, 3)).sum().backward()
+        optimizer.step()
+        compressor.step()
+    again = History.from_dict(compressor.history.to_dict())
+    assert again.events[0].layers[0].hankel_singular_values.shape == (3, 8)
+    assert again.events[1].layers[0].drift.largest_change <= again.events[1].layers[0].drift.bound
+    assert to_html(again) == to_html(compressor.history)
 
 
 @pytest.mark.parametrize(("package", "function"), [("matplotlib", to_html), ("rich", events_table)])
