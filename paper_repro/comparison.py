@@ -164,7 +164,8 @@ def rule_words(config: RunConfig) -> str:
     """Return the rule of the cuts in words."""
     rule = f"tau {config.tau:g}" if config.tau is not None else f"to {config.order} states"
     times = "once" if config.attempts == 1 else f"{config.attempts} times"
-    return f"{rule}, {times}" + (", conjugate-aware" if config.reading == "real" else "")
+    how = ", conjugate-aware" if config.reading == "real" else "" if config.method is None else f", {config.method}"
+    return f"{rule}, {times}{how}"
 
 
 def make_table(arms: Sequence[ArmFigures], title: str) -> Table:

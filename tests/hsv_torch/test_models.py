@@ -82,6 +82,19 @@ def test_padding_has_no_influence_whatever_stands_in_it(layer, norm, pooling):
     torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("layer", [name for name, kind in LAYER_KINDS.items() if kind.can_be_bidirectional])
+def test_layers_that_can_run_backwards_see_what_comes_and_still_no_padding(layer):
+    net = model(layer=layer, bidirectional=True, pooling="last", n_blocks=2)
+    x, lengths = inputs(9, 4)
+    together = net(x, lengths)
+    alone = torch.cat([net(x[i : i + 1, :length]) for i, length in enumerate(lengths)])
+    torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-9)
+    [block, _] = net.blocks
+    y = x[:1, :, [0, 1, 0, 1]].clone().requires_grad_()
+    block.layer(y)[0, 0].sum().backward()
+    assert y.grad[0, -1].abs().sum() > 0
+
+
 def test_padded_tokens_may_be_anything_and_a_language_model_says_nothing_there():
     net = model(head="language_model", **TOKENS)
     x = torch.randint(7, (2, 6))
@@ -182,7 +195,8 @@ def test_options_reach_the_layer():
         ({"layer_options": {"max_fase": 1.0}}, hsv.HsvError, r"LRU has no option 'max_fase'; did you mean 'max_phase'"),
         ({"layer_options": {"d_model": 3}}, hsv.HsvError, r"no option 'd_model'"),
         ({"layer_options": ["expand"]}, hsv.DtypeError, r"`layer_options` must map"),
-        ({"bidirectional": True}, hsv.HsvError, r"LRU runs forwards only"),
+        ({"bidirectional": True}, hsv.HsvError, r"LRU runs forwards only; layers that can: s5, s4d"),
+        ({"bidirectional": True, "layer": "s5", "head": "language_model"}, hsv.HsvError, "must not see the steps"),
         ({"final_norm": 1}, hsv.DtypeError, r"`final_norm` must be True or False"),
     ],
 )
