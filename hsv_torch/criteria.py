@@ -276,7 +276,7 @@ class SymmetricHankel(DiagonalCriterion):
             raise _nothing_to_keep(sigma)
         # The factor holds the roots of the values to the precision that the values themselves have elsewhere.
         rank = np.sum(sigma > (n * _EPS) ** 2 * sigma[..., :1], axis=-1)
-        orders = torch.from_numpy(np.minimum(chosen.max(), rank)).to(parts.sigma.device)
+        orders = torch.from_numpy(np.asarray(np.minimum(chosen.max(), rank))).to(parts.sigma.device)
         size = int(orders.max())
         kept = torch.arange(size, device=orders.device) < orders[..., None]  # (..., size)
 
