@@ -29,7 +29,7 @@ _ROUNDS = 8  # of new points, and of new shares among the states that are cut of
 
 @dataclass(frozen=True)
 class CertifiedReduction:
-    r"""The outcome of :func:`certified_truncation`.
+    r"""The outcome of :func:`hsv.time_varying.certified_truncation`.
 
     Attributes
     ----------
@@ -133,14 +133,14 @@ def controllability_certificate(A: Any, B: Any) -> Array:
 
 
 def observability_certificate(A: Any, C: Any) -> Array:
-    r"""Return one constant :math:`Q` for all times, the dual of :func:`controllability_certificate`:
+    r"""Return one constant :math:`Q` for all times, the dual of :func:`hsv.time_varying.controllability_certificate`:
 
     .. math:: A_t^H Q A_t + C_t^H C_t \preceq Q \qquad \text{for all } t .
 
     Parameters
     ----------
     A : array
-        As for :func:`controllability_certificate`. For layers, :math:`y[t] = C_t h[t]` after the update, pass ``A[1:]`` and one zero.
+        As for :func:`hsv.time_varying.controllability_certificate`. For layers, :math:`y[t] = C_t h[t]` after the update, pass ``A[1:]`` and one zero.
     C : array
         ``(..., T, p, n)``.
 
@@ -152,7 +152,7 @@ def observability_certificate(A: Any, C: Any) -> Array:
     Raises
     ------
     HsvError, UnstableSystemError, ShapeError, NonFiniteError
-        As for :func:`controllability_certificate`.
+        As for :func:`hsv.time_varying.controllability_certificate`.
 
     Examples
     --------
@@ -218,7 +218,7 @@ def certified_truncation(
 
     Notes
     -----
-    The certificates are found as in :func:`controllability_certificate`, once for all states, by which the basis or the states
+    The certificates are found as in :func:`hsv.time_varying.controllability_certificate`, once for all states, by which the basis or the states
     are chosen, and once more for the part that is cut off: certificates may be as large as one likes on what is kept, and the bound
     does not see it. Each time the ellipsoid of least volume competes with the mean of :math:`M_t M_t^H`,
     :math:`M_t = (I - A_t A_t^H)^{-1/2} B_t`, scaled by its largest generalised eigenvalue, and the better pair is taken.

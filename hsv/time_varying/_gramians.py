@@ -86,7 +86,7 @@ def observability_gramians(A: Any, C: Any) -> Array:
     Parameters
     ----------
     A : array
-        As for :func:`controllability_gramians`; the kind is known by ``A.ndim - C.ndim``.
+        As for :func:`hsv.time_varying.controllability_gramians`; the kind is known by ``A.ndim - C.ndim``.
     C : array
         ``(..., T, p, n)``.
 
@@ -98,7 +98,7 @@ def observability_gramians(A: Any, C: Any) -> Array:
     Raises
     ------
     ShapeError, NonFiniteError
-        As for :func:`controllability_gramians`.
+        As for :func:`hsv.time_varying.controllability_gramians`.
 
     Notes
     -----
@@ -123,7 +123,7 @@ def controllability_factors(A: Any, B: Any) -> Array:
     Parameters
     ----------
     A, B : array
-        As for :func:`controllability_gramians`.
+        As for :func:`hsv.time_varying.controllability_gramians`.
 
     Returns
     -------
@@ -133,7 +133,7 @@ def controllability_factors(A: Any, B: Any) -> Array:
     Raises
     ------
     ShapeError, NonFiniteError
-        As for :func:`controllability_gramians`. A factor overflows later than its Gramian does.
+        As for :func:`hsv.time_varying.controllability_gramians`. A factor overflows later than its Gramian does.
 
     Notes
     -----
@@ -155,7 +155,7 @@ def controllability_factors(A: Any, B: Any) -> Array:
 
 
 def observability_factors(A: Any, C: Any) -> Array:
-    r"""Return factors of the observability Gramians, :math:`Q[t] = L[t] L[t]^H`; the dual of :func:`controllability_factors`.
+    r"""Return factors of the observability Gramians, :math:`Q[t] = L[t] L[t]^H`; the dual of :func:`hsv.time_varying.controllability_factors`.
 
     Examples
     --------
@@ -169,12 +169,12 @@ def observability_factors(A: Any, C: Any) -> Array:
 
 
 def reachability_factors(A: Array, B: Array) -> Array:
-    """:func:`controllability_factors` of checked arrays in double precision."""
+    """:func:`hsv.time_varying.controllability_factors` of checked arrays in double precision."""
     return _require_no_overflow("the factor of P[{}]", _factors(A, B))
 
 
 def observation_factors(A: Array, C: Array) -> Array:
-    """:func:`observability_factors` of checked arrays in double precision."""
+    """:func:`hsv.time_varying.observability_factors` of checked arrays in double precision."""
     return _require_no_overflow("the factor of Q[{}]", namespace(C).flip(_factors(*dual(A, C)), axis=-3))
 
 

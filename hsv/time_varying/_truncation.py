@@ -20,7 +20,7 @@ _EPS = float(np.finfo(np.float64).eps)
 
 @dataclass(frozen=True)
 class TimeVaryingReduction:
-    r"""The outcome of :func:`balanced_truncation` of a time-varying system.
+    r"""The outcome of :func:`hsv.time_varying.balanced_truncation` of a time-varying system.
 
     Attributes
     ----------
