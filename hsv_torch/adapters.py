@@ -141,7 +141,8 @@ class LayerAdapter(abc.ABC):
         ----------
         cut : Cut
         covectors : mapping
-            One tensor for each of :meth:`parameter_names`, of the old shapes.
+            One tensor for each of :meth:`parameter_names`, of the old shapes; for a complex parameter a complex one, with the covectors of
+            its real and imaginary part.
         squared : bool
 
         Returns
