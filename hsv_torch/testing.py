@@ -177,8 +177,8 @@ def _default_inputs(layer: nn.Module) -> Tensor:
         raise hsv.HsvError(
             f"{type(layer).__name__} has no attribute `d_model` that says how many channels it takes: pass `inputs`, a tensor (batch, length, channels)"
         )
-    dtype = next(layer.parameters()).dtype
-    return torch.randn(3, 24, d_model, dtype=torch.float64).to(dtype)
+    like = next(p for p in layer.parameters() if p.is_floating_point())
+    return torch.randn(3, 24, d_model, dtype=torch.float64).to(like)
 
 
 class _Model(nn.Module):
