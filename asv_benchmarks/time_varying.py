@@ -86,17 +86,17 @@ class Scores:
 class MeanGramians:
     """How long do the mean Gramians of a selective layer take, summed over the channels or one a channel?"""
 
-    params = (sizes([SMALL], [LAYER]), ["shared", "channel"])
-    param_names = ("(channels, states, sequences, steps)", "Gramians")
+    params = (sizes([SMALL], [LAYER]), ["shared", "channel"], [True, False])
+    param_names = ("(channels, states, sequences, steps)", "Gramians", "exact")
     timeout = 600
 
-    def setup(self, shape, gramians):
-        self.compute = prepared(estimate(shape, gramians=(gramians,)), "hsv")
+    def setup(self, shape, gramians, exact):
+        self.compute = prepared(estimate(shape, gramians=(gramians,), exact=exact), "hsv")
 
-    def time_gramians(self, shape, gramians):
+    def time_gramians(self, shape, gramians, exact):
         self.compute()
 
-    def peakmem_gramians(self, shape, gramians):
+    def peakmem_gramians(self, shape, gramians, exact):
         self.compute()
 
 
@@ -113,6 +113,7 @@ def main() -> None:
         "scores": ({}, 10.0),
         "scores, white inputs": ({"inputs": "white"}, 10.0),
         "Gramians summed over the channels": ({"gramians": ("shared",)}, 60.0),
+        "the same from random signs": ({"gramians": ("shared",), "exact": False}, 60.0),
         "Gramians of each channel": ({"gramians": ("channel",)}, None),
     }
     for name, (options, limit) in runs.items():

@@ -544,3 +544,121 @@ def add_products(first: int, last: int, rows: Real, products: RealArray) -> None
                         if j > i:
                             products[k, j, i] += part[i, j]
                 part[:] = 0.0
+
+
+@intrinsic
+def _run_tile(
+    typingctx: Any, decays: Any, vectors: Any, count: Any, stride: Any, i: Any, j: Any, gramian: Any, total: Any
+) -> Any:
+    """Run ``G = a a^T o G + v v^T`` for ``count`` lines ``a`` and ``v`` on one tile of ``gramian``, and add every ``G`` to ``total``.
+
+    All arrays are flat, with lines of ``stride`` numbers; bounds are not checked. The tile and its sum stay in registers.
+    """
+    dtype = decays.dtype
+    lanes = 512 // dtype.bitwidth
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = [context.make_array(signature.args[k])(context, builder, args[k]).data for k in (0, 1, 6, 7)]
+        _, _, count, stride, i, j, _, _ = args
+        vector = ir.VectorType(context.get_value_type(dtype), lanes)
+        fma_type = ir.FunctionType(vector, [vector] * 3)
+        fma = cgutils.get_or_insert_function(builder.module, fma_type, f"llvm.fma.v{lanes}f{dtype.bitwidth}")
+        undefined, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.IntType(32), 0)
+        same = ir.Constant(ir.VectorType(ir.IntType(32), lanes), None)  # lane 0 everywhere
+        size = dtype.bitwidth // 8
+
+        def after(pointer: Any, index: Any, constant: int) -> Any:
+            return builder.gep(pointer, [builder.add(index, ir.Constant(index.type, constant))])
+
+        def vector_after(pointer: Any, index: Any, constant: int) -> Any:
+            return builder.bitcast(after(pointer, index, constant), ir.PointerType(vector))
+
+        def splat(pointer: Any) -> Any:
+            one = builder.insert_element(undefined, builder.load(pointer), first)
+            return builder.shuffle_vector(one, undefined, same)
+
+        tile = [(r, v) for r in range(_TILE) for v in range(_VECTORS)]
+        places = []  # of the tile in memory
+        for r, v in tile:
+            line = builder.mul(builder.add(i, ir.Constant(i.type, r)), stride)
+            places.append([vector_after(builder.gep(p, [line]), j, v * lanes) for p in data[2:]])
+        state = [cgutils.alloca_once_value(builder, builder.load(p, align=size)) for p, _ in places]
+        sums = [cgutils.alloca_once_value(builder, builder.load(p, align=size)) for _, p in places]
+        with cgutils.for_range(builder, count) as loop:
+            a, b = (builder.gep(p, [builder.mul(loop.index, stride)]) for p in data[:2])
+            right_a, right_b = (
+                [builder.load(vector_after(p, j, v * lanes), align=size) for v in range(_VECTORS)] for p in (a, b)
+            )
+            left = [(splat(after(a, i, r)), splat(after(b, i, r))) for r in range(_TILE)]
+            for (r, v), g, s in zip(tile, state, sums, strict=True):
+                decay, added = builder.fmul(left[r][0], right_a[v]), builder.fmul(left[r][1], right_b[v])
+                value = builder.call(fma, [decay, builder.load(g), added])
+                builder.store(value, g)
+                builder.store(builder.fadd(builder.load(s), value), s)
+        for (p, q), g, s in zip(places, state, sums, strict=True):
+            builder.store(builder.load(g), p, align=size)
+            builder.store(builder.load(s), q, align=size)
+        return context.get_dummy_value()
+
+    signature = types.void(decays, vectors, types.intp, types.intp, types.intp, types.intp, gramian, total)
+    return signature, codegen
+
+
+_LINES = 32  # of decays and of vectors that stay in the first-level cache together
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def gramian_recursion(
+    first: int,
+    last: int,
+    base: int,
+    A: Real,
+    delta: Real,
+    scale: Real,
+    vectors: Real,
+    skip: int,
+    gramians: RealArray,
+) -> None:
+    """See `hsv._kernels._reference.gramian_recursion`."""
+    length, n = delta.shape[0], A.shape[1]
+    columns = _VECTORS * 64 // A.itemsize
+    width = (n + columns - 1) // columns * columns
+    decays, added = np.zeros((_LINES, width), A.dtype), np.zeros((_LINES, width), A.dtype)
+    gramian, total, unwanted = (
+        np.zeros((width, width), A.dtype),
+        np.zeros((width, width), A.dtype),
+        np.zeros((width, width), A.dtype),
+    )
+    flat_decays, flat_added, flat_gramian = decays.reshape(-1), added.reshape(-1), gramian.reshape(-1)
+    for k in range(first, last):
+        c = base + k
+        rates = A[c]
+        gramian[:], begin, blocks = 0.0, 0, 0
+        while begin < length:
+            end = min(begin + _LINES, length)
+            if begin < skip:
+                end = min(end, skip)
+            for t in range(begin, end):
+                step, factor, decay, line, row = (
+                    delta[t, c],
+                    scale[t, c],
+                    decays[t - begin],
+                    added[t - begin],
+                    vectors[t],
+                )
+                for j in range(n):
+                    decay[j] = _exp(step * rates[j])
+                for j in range(n):
+                    line[j] = factor * row[j]
+            flat_total = unwanted.reshape(-1) if begin < skip else total.reshape(-1)
+            for i in range(0, n, _TILE):
+                for j in range(i // columns * columns, n, columns):
+                    _run_tile(flat_decays, flat_added, end - begin, width, i, j, flat_gramian, flat_total)  # type: ignore[call-arg]
+            begin, blocks = end, blocks + 1
+            if blocks % _PRODUCT_PART == 0 or end == length:
+                for i in range(n):
+                    for j in range(i, n):
+                        gramians[k, i, j] += total[i, j]
+                        if j > i:
+                            gramians[k, j, i] += total[i, j]
+                total[:], unwanted[:] = 0.0, 0.0

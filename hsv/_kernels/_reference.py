@@ -228,3 +228,28 @@ def add_products(first: int, last: int, rows: Real, products: RealArray) -> None
     """Add ``H^T H`` of ``H = rows[k]``, ``rows (k, T, n)``, to ``products[k]``, ``(k, n, n)``, for ``first <= k < last``."""
     for k in range(first, last):
         products[k] += rows[k].T @ rows[k]
+
+
+def gramian_recursion(
+    first: int,
+    last: int,
+    base: int,
+    A: Real,
+    delta: Real,
+    scale: Real,
+    vectors: Real,
+    skip: int,
+    gramians: RealArray,
+) -> None:
+    """Run ``G[t] = a[t] a[t]^T o G[t-1] + v[t] v[t]^T``, ``a[t] = exp(delta[t] A)``, ``v[t] = scale[t] vectors[t]``, for the channels ``base + k``.
+
+    ``A (d, n)``; ``delta, scale (T, d)``; ``vectors (T, n)``. The sum of ``G[t]`` over ``t >= skip`` is added to ``gramians[k]``, ``(k, n, n)``, for
+    ``first <= k < last``.
+    """
+    c = slice(base + first, base + last)
+    gramian = np.zeros((last - first, A.shape[1], A.shape[1]), A.dtype)
+    for t in range(delta.shape[0]):
+        a, v = np.exp(delta[t, c, None] * A[c]), scale[t, c, None] * vectors[t]
+        gramian = a[:, :, None] * a[:, None, :] * gramian + v[:, :, None] * v[:, None, :]
+        if t >= skip:
+            gramians[first:last] += gramian

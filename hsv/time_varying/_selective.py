@@ -28,6 +28,7 @@ from hsv.time_varying._stream import (
     N_GROUPS,
     StreamEstimator,
     backward_pieces,
+    blocks,
     check_mask,
     check_window,
     require_finite_sequences,
@@ -68,16 +69,17 @@ class SelectiveEstimator(StreamEstimator):
     seed : int
         Of the random signs, see below. Estimators that are to be merged should have different ones.
     exact : bool
-        Compute the white ``P`` and ``Q`` matrices by their recursions, ``O(T d n^2)`` operations one step at a time: for small sizes and tests.
+        Compute the white ``P`` and ``Q`` matrices by their recursions. ``False``: estimate them from trajectories driven by random signs, see below.
 
     Notes
     -----
-    Recorded matrices come from the trajectories ``h`` by matrix products, exact to rounding. The white ``P`` and ``Q`` come from trajectories and adjoint
-    trajectories driven by random signs: with :math:`E[\epsilon\epsilon^T] = I`, :math:`E[g g^T] = Q`. They are unbiased, and the error falls with the root of
-    the number of steps (times channels, for ``"shared"``).
+    Recorded matrices come from the trajectories ``h`` by matrix products, white ones from their recursions; both take ``O(T d n^2)`` operations and are exact to
+    rounding. With ``exact=False`` the white ones come from trajectories, and adjoint trajectories ``g``, driven by random signs: with
+    :math:`E[\epsilon\epsilon^T] = I`, :math:`E[g g^T] = Q`. That is unbiased, and its error falls with the root of the number of steps (times channels, for ``"shared"``): some
+    per cent for ten thousand steps, more for states that remember long. It is about twice as fast for large ``n``.
 
     NumPy arrays and torch tensors on the CPU are computed by compiled kernels in the precision of the arrays, other arrays by a parallel scan
-    over about ``sqrt(T)`` steps at a time; sums are in double precision on the host. In single precision a relative error of about
+    over about ``sqrt(T)`` steps at a time (recursions of matrices, one step at a time); sums are in double precision on the host. In single precision a relative error of about
     ``1e-7 / |delta A|`` is to be expected of states that remember long. ``O(T d n)`` a sequence, and ``O(T d n^2)`` for the matrices.
 
     The mean Gramians rank states and span bases; they bound no error.
@@ -104,7 +106,7 @@ class SelectiveEstimator(StreamEstimator):
         inputs: str = "recorded",
         window: int | None = None,
         seed: int = 0,
-        exact: bool = False,
+        exact: bool = True,
     ) -> None:
         (A,) = as_arrays(("A",), (A,))
         A = _detached(A)
@@ -283,7 +285,7 @@ class SelectiveEstimator(StreamEstimator):
             self._forward_on_host(fresh, index, rates, step, inputs, outputs, signal, gate)
             self._backward_on_host(fresh, index, rates, step, outputs, gate)
             if self._settings["exact"] and "P" in fresh:
-                self._add_exact_gramians(fresh, rates, step, inputs, outputs, gate)
+                self._add_recursions(fresh, rates, step, inputs, outputs, gate)
 
     def _add_on_device(
         self,
@@ -296,10 +298,6 @@ class SelectiveEstimator(StreamEstimator):
         weight: Array | None,
         mask: np.ndarray | None,
     ) -> None:
-        if self._settings["exact"] and "P" in fresh:
-            raise HsvError(
-                'exact=True runs on NumPy arrays and torch tensors on the CPU alone; move the arrays to device="cpu" first'
-            )
         (batch, length, d) = delta.shape
         for i in range(batch):
             fresh["steps"][(self._n_sequences + i) % N_GROUPS] += length if mask is None else mask[i].sum()
@@ -314,6 +312,7 @@ class SelectiveEstimator(StreamEstimator):
             mask,
             window=self._settings["window"],
             gramians={name: fresh[name].shape for name in ("P", "Q") if name in fresh},
+            exact=self._settings["exact"],
             signs=lambda i, which, steps: self._signs(self._n_sequences + i, which, (steps, d), dtype),
         )
         for first, sums in blocks:
@@ -324,9 +323,9 @@ class SelectiveEstimator(StreamEstimator):
                 fresh[name] += values.sum(axis=0) if name in ("delta", "B", "C") else values
 
     def _products(self, fresh: dict[str, np.ndarray], name: str) -> bool:
-        """Whether the Gramian comes from trajectories."""
-        exact_wanted = self._settings["exact"] and (name == "Q" or self._settings["inputs"] == "white")
-        return name in fresh and not exact_wanted
+        """Whether the Gramian comes from trajectories, rather than from its recursion."""
+        by_recursion = self._settings["exact"] and (name == "Q" or self._settings["inputs"] == "white")
+        return name in fresh and not by_recursion
 
     def _forward_on_host(
         self,
@@ -405,7 +404,7 @@ class SelectiveEstimator(StreamEstimator):
                 if products and counted:
                     _add_products(fresh["Q"], base, rows)
 
-    def _add_exact_gramians(
+    def _add_recursions(
         self,
         fresh: dict[str, np.ndarray],
         A: np.ndarray,
@@ -414,29 +413,16 @@ class SelectiveEstimator(StreamEstimator):
         C: np.ndarray,
         weight: np.ndarray,
     ) -> None:
-        A, delta, B, C, weight = (a.astype(np.float64) for a in (A, delta, B, C, weight))
-        (d, n), length, shared = A.shape, delta.shape[0], fresh["P"].ndim == 2
-
-        def decayed(gramian: np.ndarray, t: int) -> np.ndarray:
-            a = np.exp(delta[t, :, None] * A)
-            return a[:, :, None] * a[:, None, :] * gramian
-
-        def add(name: str, gramian: np.ndarray) -> None:
-            fresh[name] += gramian.sum(axis=0) if shared else gramian
-
+        """Add the white ``P`` and ``Q`` by their recursions."""
         if self._settings["inputs"] == "white":
-            P = np.zeros((d, n, n))
-            for t in range(length):
-                P = decayed(P, t) + delta[t, :, None, None] ** 2 * np.outer(B[t], B[t])
-                add("P", P)
-        Q = np.zeros((d, n, n))
-        for begin, end, counted, first in backward_pieces(length, self._settings["window"], length):
-            Q = np.zeros_like(Q) if first else Q
-            for t in reversed(range(begin, end)):
-                Q = Q + weight[t, :, None, None] ** 2 * np.outer(C[t], C[t])
-                if counted:
-                    add("Q", Q)
-                Q = decayed(Q, t)
+            _add_recursion(fresh["P"], A, delta, delta, B, 0)
+        after = np.concatenate(
+            [delta[1:], np.zeros_like(delta[:1])]
+        )  # decays from step to step, seen from the earlier one
+        for begin, end, horizon in blocks(delta.shape[0], self._settings["window"]):
+            backward = slice(begin, horizon)
+            steps, gates, vectors = (np.ascontiguousarray(a[backward][::-1]) for a in (after, weight, C))
+            _add_recursion(fresh["Q"], A, steps, gates, vectors, horizon - end)
 
     # ------------------------------------------------------------------ results
 
@@ -530,6 +516,21 @@ def _pieces(length: int, d: int, n: int, dtype: Any, products: bool) -> Iterator
 def _rows(buffer: np.ndarray, channels: int, steps: int) -> np.ndarray:
     """The beginning of the buffer as trajectories ``(channels, steps, n)``; an empty buffer stays empty."""
     return buffer[: channels * steps].reshape(channels, steps, -1) if buffer.size else buffer[None]
+
+
+def _add_recursion(
+    gramian: np.ndarray, A: np.ndarray, delta: np.ndarray, scale: np.ndarray, vectors: np.ndarray, skip: int
+) -> None:
+    """Add the sum of ``G[t] = a[t] a[t]^T o G[t-1] + v[t] v[t]^T`` to one matrix, or to one a channel."""
+    (length, d), n = delta.shape, A.shape[1]
+    block = d if gramian.ndim == 3 else 32
+    sums = gramian if gramian.ndim == 3 else np.zeros((min(block, d), n, n))
+    for base in range(0, d, block):
+        channels = min(block, d - base)
+        arguments = base, A, delta, scale, vectors, skip, sums
+        _threads.run(_kernels.gramian_recursion, channels, *arguments, operations=channels * length * n * n / 4)
+    if gramian.ndim == 2:
+        gramian += sums.sum(axis=0)
 
 
 def _add_products(gramian: np.ndarray, base: int, rows: np.ndarray) -> None:

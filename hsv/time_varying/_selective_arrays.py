@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hsv._array import Array, device, from_host, namespace, to_host, widen
-from hsv.time_varying._stream import moved_to_front
+from hsv.time_varying._stream import blocks, moved_to_front
 
 N_ELEMENTS = 2**24
 """Of an intermediate array: as many sequences are taken at once as fit, one at least."""
@@ -37,20 +37,22 @@ def selective_sums(
     *,
     window: int | None,
     gramians: dict[str, tuple[int, ...]],
+    exact: bool,
     signs: Callable[[int, int, int], np.ndarray],
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """Yield, for each block of sequences, the number of its first one and its sums on the host.
 
     Sums of ``p``, ``q``, ``product (b, d, n)``, ``delta (b, d)``, ``B``, ``C (b, n)`` are those of each sequence, ``poles``, ``delta_B (d, n)`` and the matrices named
-    in `gramians`, with their shapes, those of the block. White inputs where `x` is ``None``. ``signs(i, which, length)`` are the random signs of sequence ``i``.
+    in `gramians`, with their shapes, those of the block. White inputs where `x` is ``None``. ``signs(i, which, length)`` are the random signs of sequence ``i``, if not `exact`.
     """
     xp = namespace(A)
     (d, n), (batch, length) = A.shape, delta.shape[:2]
     lengths = np.full(batch, length) if mask is None else mask.sum(axis=1)
     chunk = math.isqrt(length - 1) + 1
-    block = max(1, N_ELEMENTS // (chunk * d * n))
-    for first in range(0, batch, block):
-        here = slice(first, min(first + block, batch))
+    largest = d * n * max(chunk, n if exact and gramians else 1)
+    n_together = max(1, N_ELEMENTS // largest)
+    for first in range(0, batch, n_together):
+        here = slice(first, min(first + n_together, batch))
         steps = lengths[here]
         present = from_host(np.arange(length) < steps[:, None], A)  # (b, T)
         part = None if mask is None else mask[here]
@@ -69,6 +71,7 @@ def selective_sums(
                 chunk,
                 window,
                 gramians,
+                exact,
                 lambda which: _padded_signs(signs, which, range(here.start, here.stop), steps, length, A),  # noqa: B023
             ),
         )
@@ -98,6 +101,7 @@ def _block_sums(
     chunk: int,
     window: int | None,
     gramians: dict[str, tuple[int, ...]],
+    exact: bool,
     signs: Callable[[int], Array],
 ) -> dict[str, np.ndarray]:
     xp = namespace(A)
@@ -122,8 +126,23 @@ def _block_sums(
     def decay(steps: Array) -> Array:
         return xp.exp(steps[..., None] * A)  # (b, L, d, n)
 
+    def add_recursion(name: str, steps: Array, scale: Array, vectors: Array, counted: Array) -> None:
+        gramian = total = xp.zeros((batch, d, n, n), dtype=A.dtype, device=device(A))
+        for t in range(steps.shape[1]):
+            a, v = decay(steps[:, t, :]), scale[:, t, :, None] * vectors[:, t, None, :]
+            gramian = a[..., None] * a[..., None, :] * gramian + v[..., None] * v[..., None, :]
+            total = total + gramian * counted[:, t, None, None, None]
+        add(name, xp.sum(total, axis=(0, 1) if len(gramians[name]) == 2 else 0))
+
+    def backward_counts(start: int, stop: int, end: int) -> Array:
+        """Which of the steps from `stop` back to `start` count: those below `end` that are there."""
+        inside = xp.asarray(np.arange(stop - 1, start - 1, -1) < end, device=device(A))
+        return xp.flip(present[:, start:stop], axis=1) * xp.astype(inside, A.dtype)
+
     white = x is None
-    drive = signs(0) if white and "P" in gramians else x
+    drive = signs(0) if white and "P" in gramians and not exact else x
+    if white and "P" in gramians and exact:
+        add_recursion("P", delta, delta, B, present)
     h = p = g = xp.zeros((batch, d, n), dtype=A.dtype, device=device(A))
     for begin in range(0, length, chunk):
         t = slice(begin, min(begin + chunk, length))
@@ -140,22 +159,15 @@ def _block_sums(
         add("p", xp.sum(second * counted, axis=1))
         add("product", xp.sum(second * (weight[:, t, :, None] * C[:, t, None, :]) ** 2, axis=1))
 
-    probes = signs(1) if "Q" in gramians else None
-    hop = length if window is None else (window + 1) // 2
-    zero = xp.zeros_like(g)
-    for begin in range(0, length, hop):
-        end = min(begin + hop, length)
-        horizon = length if window is None else min(begin + window, length)
+    probes = signs(1) if "Q" in gramians and not exact else None
+    zero, following = xp.zeros_like(g), xp.concat([delta[:, 1:, :], xp.zeros_like(delta[:, :1, :])], axis=1)
+    for begin, end, horizon in blocks(length, window):
         g = q = zero
         for start in reversed(range(begin, horizon, chunk)):
             stop = min(start + chunk, horizon)
-            after = delta[:, start + 1 : min(stop + 1, length), :]
-            if stop == length:  # the last step has none after it; what stands there meets a zero
-                after = xp.concat([after, xp.zeros_like(delta[:, :1, :])], axis=1)
-            a = xp.flip(decay(after), axis=1)
+            a = xp.flip(decay(following[:, start:stop, :]), axis=1)
             outputs = xp.flip(weight[:, start:stop, :, None] * C[:, start:stop, None, :], axis=1)
-            inside = xp.asarray(np.arange(stop - 1, start - 1, -1) < end, device=device(A))
-            counted = xp.flip(present[:, start:stop], axis=1) * xp.astype(inside, A.dtype)
+            counted = backward_counts(start, stop, end)
             observed = scan(a * a, outputs**2, q)
             q = observed[:, -1, ...]
             add("q", xp.sum(observed * counted[..., None, None], axis=1))
@@ -163,4 +175,8 @@ def _block_sums(
                 adjoints = scan(a, outputs * xp.flip(probes[:, start:stop, :], axis=1)[..., None], g)
                 g = adjoints[:, -1, ...]
                 add_product("Q", adjoints * counted[..., None, None])
+        if "Q" in gramians and exact:
+            t = slice(begin, horizon)
+            steps, gates, outputs = (xp.flip(v[:, t, :], axis=1) for v in (following, weight, C))
+            add_recursion("Q", steps, gates, outputs, backward_counts(begin, horizon, end))
     return {name: to_host(value) for name, value in sums.items()}

@@ -305,15 +305,22 @@ def moved_to_front(array: Array, mask: np.ndarray | None) -> Array:
     return xp.where(from_host(present.reshape(batch, length, *(1,) * len(rest)), array), moved, xp.zeros_like(moved))
 
 
-def backward_pieces(length: int, window: int | None, longest: int) -> Iterator[tuple[int, int, bool, bool]]:
-    """Yield ``begin, end, counted, first`` of the pieces of a backward pass, in the order in which they are run.
+def blocks(length: int, window: int | None) -> Iterator[tuple[int, int, int]]:
+    """Yield ``begin, end, horizon`` of the blocks of a backward pass: it runs from ``horizon`` back to ``begin``, and the steps below ``end`` count.
 
-    Blocks of half a window begin afresh (`first`) a window ahead of their beginning; the part ahead is not counted. Counted pieces have at most `longest` steps.
+    Blocks of half a window look ahead to a window after their beginning.
     """
     hop = length if window is None else (window + 1) // 2
     for begin in range(0, length, hop):
-        end = min(begin + hop, length)
-        horizon = length if window is None else min(begin + window, length)
+        yield begin, min(begin + hop, length), length if window is None else min(begin + window, length)
+
+
+def backward_pieces(length: int, window: int | None, longest: int) -> Iterator[tuple[int, int, bool, bool]]:
+    """Yield ``begin, end, counted, first`` of the pieces of the :func:`blocks`, in the order in which they are run.
+
+    A block begins afresh with its `first` piece. Counted pieces have at most `longest` steps.
+    """
+    for begin, end, horizon in blocks(length, window):
         if horizon > end:
             yield end, horizon, False, True
         starts = range(begin, end, longest)

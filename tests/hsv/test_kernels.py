@@ -164,6 +164,23 @@ def test_add_products(dtype, batch, length, n, rng):
     np.testing.assert_array_equal(fast, fast.swapaxes(-1, -2))
 
 
+@pytest.mark.parametrize(
+    ("length", "d", "n", "skip"),
+    [(1, 1, 1, 0), (33, 3, 32, 5), (70, 2, 33, 32), (600, 2, 5, 0), (7, 2, 3, 7), (0, 2, 3, 0), (4, 0, 3, 1)],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gramian_recursion(dtype, length, d, n, skip, rng):
+    A, delta = -np.exp(rng.normal(size=(d, n))), np.exp(rng.normal(size=(length, d)) - 2)
+    scale, vectors = rng.normal(size=(length, d)), rng.normal(size=(length, n))
+    first, last, base = (0, d - 1, 1) if d > 1 else (0, d, 0)
+    arguments = [v.astype(dtype) for v in (A, delta, scale, vectors)]
+    fast, plain = np.ones((2, d, n, n))
+    for module, gramians in ((_numba, fast), (_reference, plain)):
+        module.gramian_recursion(first, last, base, *arguments, skip, gramians)
+    np.testing.assert_allclose(fast, plain, rtol=0, atol=tolerance(dtype) * np.abs(plain).max(initial=1.0))
+    np.testing.assert_array_equal(fast, fast.swapaxes(-1, -2))
+
+
 @pytest.mark.parametrize(("dtype", "lowest"), [(np.float32, -87.0), (np.float64, -708.0)])
 def test_the_exponential_of_the_selective_kernels(dtype, lowest):
     """Each step's sum of decays is the exponential itself: to two roundings, down to the smallest numbers and to 1 at 0."""

@@ -63,7 +63,7 @@ def diagonal(gramians):
 def test_against_every_pair_of_steps(window, inputs, rng):
     A, data = random_layer(rng)
     mask = random_mask(5, 24)
-    est = filled(A, data, mask, gramians=("channel",), inputs=inputs, window=window, exact=True)
+    est = filled(A, data, mask, gramians=("channel",), inputs=inputs, window=window)
     P, Q, product = sums(A, data, mask, inputs=inputs, window=window)
     p, q = est.diagonal_gramians()
     expected = {
@@ -81,7 +81,7 @@ def test_against_every_pair_of_steps(window, inputs, rng):
     }
     for name, (ours, exact) in expected.items():
         np.testing.assert_allclose(ours, exact, atol=tolerance(float) * np.abs(exact).max(), err_msg=name)
-    shared = filled(A, data, mask, gramians=("shared",), inputs=inputs, window=window, exact=True)
+    shared = filled(A, data, mask, gramians=("shared",), inputs=inputs, window=window)
     np.testing.assert_allclose(shared.shared_gramians(), est.shared_gramians(), rtol=1e-10, atol=1e-12)
     plain = filled(A, data, mask, inputs=inputs, window=window)
     np.testing.assert_array_equal(plain.diagonal_gramians(), est.diagonal_gramians())
@@ -91,7 +91,7 @@ def test_against_the_exact_gramians_of_the_frozen_systems(rng):
     """P[t+1] of (A, B) and Q[t] of (A[1:], C) are the layer's pair; a channel is a sequence of its own there."""
     A, data = random_layer(rng)
     del data["x"], data["weight"]
-    est = filled(A, data, gramians=("channel",), inputs="white", exact=True)
+    est = filled(A, data, gramians=("channel",), inputs="white")
     At, Bt, Ct = tv.mamba_system(A, data["delta"], data["B"], data["C"])
     P = tv.controllability_gramians(At, Bt)[..., 1:, :, :]
     Q = tv.observability_gramians(np.concatenate([At[..., 1:, :], At[..., :1, :]], axis=-2), Ct)[..., :-1, :, :]
@@ -112,8 +112,9 @@ def test_against_the_exact_gramians_of_the_frozen_systems(rng):
 def test_random_signs_converge_to_the_exact_gramians(inputs, rng):
     """The same sequences with 400 seeds: the mean is within five of its own standard errors of the exact recursion, everywhere."""
     A, data = random_layer(rng, d=2, T=12, batch=2)
-    exact = filled(A, data, gramians=("channel",), inputs=inputs, exact=True).channel_gramians()
-    draws = [filled(A, data, gramians=("channel",), inputs=inputs, seed=k).channel_gramians() for k in range(400)]
+    exact = filled(A, data, gramians=("channel",), inputs=inputs).channel_gramians()
+    options = {"gramians": ("channel",), "inputs": inputs, "exact": False}
+    draws = [filled(A, data, seed=k, **options).channel_gramians() for k in range(400)]
     for k, name in ((0, "P"), (1, "Q")):
         sample = np.stack([draw[k] for draw in draws])
         error = sample.std(axis=0, ddof=1) / np.sqrt(len(draws))
@@ -126,21 +127,20 @@ def test_random_signs_converge_to_the_exact_gramians(inputs, rng):
 
 def test_the_signs_depend_on_the_seed_and_on_the_number_of_the_sequence_alone(rng):
     A, data = random_layer(rng)
-    whole = filled(A, data, gramians=("shared",))
-    again = tv.SelectiveEstimator(A, gramians=("shared",))
+    options = {"gramians": ("shared",), "exact": False}
+    whole = filled(A, data, **options)
+    again = tv.SelectiveEstimator(A, **options)
     for i in range(5):
         again.update(**{k: v[i : i + 1] for k, v in data.items()})
     assert_same_state(whole, again, rtol=tolerance(float))
-    assert not np.allclose(
-        filled(A, data, gramians=("shared",), seed=1).shared_gramians()[1], whole.shared_gramians()[1]
-    )
+    assert not np.allclose(filled(A, data, seed=1, **options).shared_gramians()[1], whole.shared_gramians()[1])
 
 
 def test_a_time_invariant_system_gives_the_time_invariant_answer(rng):
     A, data = random_layer(rng, batch=2, T=600)
     data = {k: np.broadcast_to(v[:1, :1], v.shape).copy() for k, v in data.items()}
     data["delta"] += 0.1
-    est = filled(A, data, gramians=("channel",), inputs="white", exact=True)
+    est = filled(A, data, gramians=("channel",), inputs="white")
     sys = est.mean_system()
     np.testing.assert_allclose(sys.poles(), np.exp(A * data["delta"][0, 0, :, None]), rtol=tolerance(float))
     assert sys.batch_shape == (3,)
@@ -188,7 +188,7 @@ def test_padding_changes_nothing(options, rng):
 def test_trajectories_longer_than_the_buffer(length, rng, monkeypatch):
     """Pieces of time and blocks of channels, against one piece: the buffer holds 7 steps here."""
     A, data = random_layer(rng, T=length)
-    options = {"gramians": ("channel",), "inputs": "white"}
+    options = {"gramians": ("channel",), "inputs": "white", "exact": False}
     whole = filled(A, data, **options), filled(A, data, window=9, **options)
     monkeypatch.setattr("hsv.time_varying._selective._N_ROWS", 7)
     assert_same_state(filled(A, data, **options), whole[0], rtol=tolerance(float))
@@ -196,24 +196,20 @@ def test_trajectories_longer_than_the_buffer(length, rng, monkeypatch):
 
 
 @pytest.mark.parametrize("library", [strict, torch], ids=["array_api_strict", "torch"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("inputs", ["recorded", "white"])
-@pytest.mark.parametrize("gramians", [(), ("shared",), ("channel",)])
-def test_every_library_gives_the_numbers_of_numpy(gramians, inputs, dtype, library, rng, monkeypatch):
+@pytest.mark.parametrize(("inputs", "dtype"), [("recorded", np.float64), ("white", np.float32)])
+@pytest.mark.parametrize(
+    ("gramians", "exact"),
+    [((), True), (("shared",), True), (("channel",), True), (("shared",), False), (("channel",), False)],
+)
+def test_every_library_gives_the_numbers_of_numpy(gramians, exact, inputs, dtype, library, rng, monkeypatch):
     A, data = random_layer(rng, dtype=dtype)
     monkeypatch.setattr("hsv.time_varying._selective_arrays.N_ELEMENTS", 2 * 5 * 12)  # two sequences at a time
     for window in (None, 7):
         for mask in (None, random_mask(5, 24)):
-            est = filled(A, data, mask, gramians=gramians, inputs=inputs, window=window)
+            options = {"gramians": gramians, "inputs": inputs, "window": window, "exact": exact}
+            est = filled(A, data, mask, **options)
             converted = {k: library.asarray(v) for k, v in data.items()}
-            other = filled(
-                library.asarray(A),
-                converted,
-                None if mask is None else library.asarray(mask),
-                gramians=gramians,
-                inputs=inputs,
-                window=window,
-            )
+            other = filled(library.asarray(A), converted, None if mask is None else library.asarray(mask), **options)
             assert_same_state(other, est, rtol=tolerance(dtype))
             scores = other.scores()
             assert type(scores) is type(library.asarray(1.0))
@@ -222,14 +218,16 @@ def test_every_library_gives_the_numbers_of_numpy(gramians, inputs, dtype, libra
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("gramians", [(), ("shared",), ("channel",)])
-def test_tensors_on_a_gpu(gramians, rng):
+def test_tensors_on_a_gpu(gramians, exact, rng):
     A, data = random_layer(rng, d=8, n=16, T=100, dtype=np.float32)
     mask = np.arange(100) < rng.integers(20, 100, 5)[:, None]
     for inputs in ("recorded", "white"):
-        est = filled(A, data, mask, gramians=gramians, inputs=inputs)
+        options = {"gramians": gramians, "inputs": inputs, "exact": exact}
+        est = filled(A, data, mask, **options)
         converted = {k: torch.tensor(v, device="cuda") for k, v in data.items()}
-        other = filled(torch.tensor(A, device="cuda"), converted, torch.tensor(mask), gramians=gramians, inputs=inputs)
+        other = filled(torch.tensor(A, device="cuda"), converted, torch.tensor(mask), **options)
         # doubling multiplies other pairs of decays than the recurrence
         assert_same_state(other, est, rtol=tolerance(np.float32))
         assert other.scores().device.type == "cuda"
@@ -444,13 +442,13 @@ def test_bad_arguments(rng):
         est.shared_gramians()
     with pytest.raises(hsv.HsvError, match="gramians must contain 'channel' for this"):
         filled(A, data, gramians=("shared",)).channel_gramians()
-    with pytest.raises(hsv.HsvError, match="exact=True runs on NumPy arrays"):
-        filled(strict.asarray(A), {k: strict.asarray(v) for k, v in data.items()}, gramians=("shared",), exact=True)
 
 
-def test_results_do_not_depend_on_the_number_of_threads(rng, monkeypatch):
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("gramians", ["shared", "channel"])
+def test_results_do_not_depend_on_the_number_of_threads(gramians, exact, rng, monkeypatch):
     A, data = random_layer(rng, d=40, n=32, T=200, batch=2, dtype=np.float32)
-    options = {"gramians": ("channel",), "inputs": "white"}
+    options = {"gramians": (gramians,), "inputs": "white", "exact": exact}
     several = filled(A, data, **options)
     calls = []
 
