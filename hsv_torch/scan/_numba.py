@@ -764,12 +764,34 @@ def _blocks_of(part, n_parts, n_blocks):
 
 
 @_kernel
+def _to_lanes(states, b, block, vectors, at):
+    """``vectors[at + i lanes + lane] = states[b, block lanes + lane, i]``, and zeros beyond the last channel."""
+    lanes = N_BYTES // vectors.itemsize
+    _, d, n = states.shape
+    for i in range(n):
+        store(vectors, at + i * lanes, zero(load(vectors, at + i * lanes)))
+    for lane in range(min(lanes, d - block * lanes)):
+        for i in range(n):
+            vectors[at + i * lanes + lane] = states[b, block * lanes + lane, i]
+
+
+@_kernel
+def _from_lanes(vectors, at, states, b, block):
+    """The inverse of ``_to_lanes``."""
+    lanes = N_BYTES // vectors.itemsize
+    _, d, n = states.shape
+    for lane in range(min(lanes, d - block * lanes)):
+        for i in range(n):
+            states[b, block * lanes + lane, i] = vectors[at + i * lanes + lane]
+
+
+@_kernel
 def selective_forward(first, last, n_parts, x, delta, A, B, C, initial, y, state, saved):
     """Tasks ``first`` to ``last`` of the selective scan; a task is a sequence and one of ``n_parts`` of the channels.
 
     There is a channel in each lane. ``x, delta, y (batch, length, blocks lanes)``; ``A (blocks, n lanes)``: for each state a vector of
-    channels; ``B, C (batch, length, n)``; ``initial, state (batch, blocks, n lanes)``. ``saved (batch, blocks, chunks, n lanes)`` takes the
-    states before each chunk, unless it has no chunks.
+    channels; ``B, C (batch, length, n)``; ``initial, state (batch or 0, d, n)``: 0 where there is none. ``saved (batch, blocks, chunks, n lanes)``
+    takes the states before each chunk, unless it has no chunks.
     """
     _, length, n = B.shape
     lanes = N_BYTES // x.itemsize
@@ -782,7 +804,10 @@ def selective_forward(first, last, n_parts, x, delta, A, B, C, initial, y, state
         low, high = _blocks_of(task % n_parts, n_parts, n_blocks)
         for block in range(low, high):
             rates[:] = A[block]
-            now[:] = initial[b, block]
+            if initial.shape[0] > 0:
+                _to_lanes(initial, b, block, now, 0)
+            else:
+                now[:] = 0
             for t in range(length):
                 if saved.shape[2] > 0 and t % SELECTIVE_CHUNK == 0:
                     saved[b, block, t // SELECTIVE_CHUNK] = now
@@ -797,7 +822,8 @@ def selective_forward(first, last, n_parts, x, delta, A, B, C, initial, y, state
                     store(now, i * lanes, h)
                     output = multiply_add(splat(C_flat, row + i), h, output)
                 store(y_flat, at, output)
-            state[b, block] = now
+            if state.shape[0] > 0:
+                _from_lanes(now, 0, state, b, block)
 
 
 @_kernel
@@ -821,6 +847,7 @@ def selective_backward(first, last, n_parts, x, delta, A, B, C, saved, dy, d_sta
     channels ``dB = sum of g drive`` and ``dC = sum of h dy``.
 
     ``dA (batch, blocks, n lanes)``; ``dB, dC (batch, parts, length, n)``: their sums over the batch or the parts are for the caller.
+    ``d_state, d_initial (batch or 0, d, n)``: 0 where there is no such state.
     """
     _, length, n = B.shape
     lanes = N_BYTES // x.itemsize
@@ -829,7 +856,8 @@ def selective_backward(first, last, n_parts, x, delta, A, B, C, saved, dy, d_sta
     size = SELECTIVE_CHUNK * SELECTIVE_BLOCKS * lanes
     x_flat, delta_flat, dy_flat = x.ravel(), delta.ravel(), dy.ravel()
     dx_flat, d_delta_flat = dx.ravel(), d_delta.ravel()
-    A_flat, dA_flat, saved_flat, carry = A.ravel(), dA.ravel(), saved.ravel(), d_initial.ravel()
+    A_flat, dA_flat, saved_flat = A.ravel(), dA.ravel(), saved.ravel()
+    carry = _aligned((n_blocks // n_parts + 1) * n * lanes, x)  # a[t+1] g[t+1]
     delta_rows, drive_rows, dy_rows = _aligned(size, x), _aligned(size, x), _aligned(size, x)
     Bg_rows, Aq_rows = _aligned(size, x), _aligned(size, x)  # sums over the states
     a, h = _aligned(SELECTIVE_CHUNK * lanes, x), _aligned((SELECTIVE_CHUNK + 1) * lanes, x)
@@ -841,7 +869,10 @@ def selective_backward(first, last, n_parts, x, delta, A, B, C, saved, dy, d_sta
         dA[b, low:high] = 0
         dB[b, part] = 0
         dC[b, part] = 0
-        d_initial[b, low:high] = d_state[b, low:high]
+        carry[:] = 0
+        if d_state.shape[0] > 0:
+            for block in range(low, high):
+                _to_lanes(d_state, b, block, carry, (block - low) * n * lanes)
         for chunk in range(saved.shape[2] - 1, -1, -1):
             start = chunk * SELECTIVE_CHUNK
             n_steps = min(SELECTIVE_CHUNK, length - start)
@@ -866,13 +897,14 @@ def selective_backward(first, last, n_parts, x, delta, A, B, C, saved, dy, d_sta
                     dC_lanes[:] = 0
                     for k in range(0, stride, lanes):
                         block = group + k // lanes
-                        at = ((b * n_blocks + block) * n + i) * lanes
+                        slope_at = ((b * n_blocks + block) * n + i) * lanes
+                        carry_at = ((block - low) * n + i) * lanes
                         rate = load(A_flat, (block * n + i) * lanes)
                         now = load(saved_flat, (((b * n_blocks + block) * saved.shape[2] + chunk) * n + i) * lanes)
                         _selective_states(
                             delta_rows, drive_rows, k, stride, n_steps, rate, B_columns, column, now, a, h
                         )
-                        later, slope = load(carry, at), zero(now)  # carry: a[t+1] g[t+1]
+                        later, slope = load(carry, carry_at), zero(now)
                         for t in range(n_steps - 1, -1, -1):
                             row = k + t * stride
                             out = load(dy_rows, row)
@@ -886,8 +918,8 @@ def selective_backward(first, last, n_parts, x, delta, A, B, C, saved, dy, d_sta
                             q = multiply(later, load(h, t * lanes))
                             store(Aq_rows, row, multiply_add(rate, q, load(Aq_rows, row)))
                             slope = multiply_add(load(delta_rows, row), q, slope)
-                        store(carry, at, later)
-                        store(dA_flat, at, add(slope, load(dA_flat, at)))
+                        store(carry, carry_at, later)
+                        store(dA_flat, slope_at, add(slope, load(dA_flat, slope_at)))
                     for t in range(n_steps):
                         dB[b, part, start + t, i] += sum_lanes(load(dB_lanes, t * lanes))
                         dC[b, part, start + t, i] += sum_lanes(load(dC_lanes, t * lanes))
@@ -897,3 +929,6 @@ def selective_backward(first, last, n_parts, x, delta, A, B, C, saved, dy, d_sta
                         slope = load(Bg_rows, row)
                         store(dx_flat, at, multiply(load(delta_flat, at), slope))
                         store(d_delta_flat, at, multiply_add(load(x_flat, at), slope, load(Aq_rows, row)))
+        if d_initial.shape[0] > 0:
+            for block in range(low, high):
+                _from_lanes(carry, (block - low) * n * lanes, d_initial, b, block)

@@ -191,25 +191,30 @@ diagonal_scan.register_autograd(_diagonal_gradients, setup_context=_save_diagona
 # --- h[t, c] = exp(delta[t, c] A[c]) h[t-1, c] + delta[t, c] x[t, c] B[t], y[t, c] = <C[t], h[t, c]> ---------------------
 
 
+# Layouts change in NumPy and in the kernels, not in PyTorch: on a busy machine its threads wait for each other longer than all of
+# the rest takes.
+
+
 def _lanes(like: Tensor) -> int:
     return N_BYTES // like.element_size()
 
 
-def _whole_vectors(signal: Tensor) -> Tensor:
-    """The last axis, of channels, filled up with zeros to whole vectors."""
+def _signal(signal: Tensor) -> np.ndarray:
+    """``(batch, length, d)`` with the channels filled up with zeros to whole vectors."""
     missing = -signal.shape[-1] % _lanes(signal)
-    return torch.nn.functional.pad(signal, (0, missing)) if missing else signal
+    return _array(torch.nn.functional.pad(signal, (0, missing)) if missing else signal)
 
 
-def _vectors(states: Tensor) -> np.ndarray:
-    """``(..., d, n)`` as ``(..., blocks, n lanes)``: for each state vectors of channels."""
-    return _array(_whole_vectors(states.mT).unflatten(-1, (-1, _lanes(states))).transpose(-2, -3).flatten(-2))
+def _rates(A: Tensor) -> np.ndarray:
+    """``(d, n)`` as ``(blocks, n lanes)``: for each state vectors of channels, the last one filled up with zeros."""
+    lanes = _lanes(A)
+    padded = np.pad(_array(A), ((0, -A.shape[0] % lanes), (0, 0)))
+    return padded.reshape(-1, lanes, A.shape[1]).swapaxes(1, 2).reshape(-1, A.shape[1] * lanes)
 
 
-def _from_vectors(vectors: np.ndarray, d: int, n: int) -> Tensor:
-    """The inverse of ``_vectors``."""
-    states = torch.from_numpy(vectors).unflatten(-1, (n, -1)).mT.flatten(-3, -2)
-    return states[..., :d, :].clone(memory_format=torch.contiguous_format)
+def _from_rates(vectors: np.ndarray, d: int, n: int) -> Tensor:
+    """The inverse of ``_rates``."""
+    return torch.from_numpy(vectors.reshape(len(vectors), n, -1).swapaxes(1, 2).reshape(-1, n)[:d].copy())
 
 
 def _parts(x: Tensor) -> int:
@@ -222,70 +227,119 @@ def _selective_saved_shape(x: Tensor, n: int, save: bool) -> tuple[int, int, int
     return x.shape[0], -(-x.shape[2] // _lanes(x)), chunks, n * _lanes(x)
 
 
-def _selective_arrays(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[np.ndarray, ...]:
-    return _array(_whole_vectors(x)), _array(_whole_vectors(delta)), _vectors(A), _array(B), _array(C)
-
-
 @torch.library.custom_op("hsv_torch::selective_scan", mutates_args=(), device_types="cpu")
 def selective_scan(
-    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor, save: bool
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial: Tensor | None,
+    return_state: bool,
+    save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs, the last state, and the states between chunks if the backward pass will need them."""
+    """Outputs, the last state if asked for, and the states between chunks if the backward pass will need them."""
     batch, _, d = x.shape
     n = A.shape[1]
     saved = x.new_empty(_selective_saved_shape(x, n, save))
+    state = x.new_empty(batch if return_state else 0, d, n)
     if not (x.numel() and n):
-        return torch.zeros_like(x), initial.clone(memory_format=torch.contiguous_format), saved
-    first, y = _vectors(initial), _empty(_whole_vectors(x))
-    last = np.empty_like(first)
-    arguments = *_selective_arrays(x, delta, A, B, C), first, y.numpy(), last, saved.numpy()
+        if return_state and initial is not None:
+            state.copy_(initial)
+        else:
+            state.zero_()
+        return _empty(x).zero_(), state, saved
+    signals = _signal(x), _signal(delta)
+    y = np.empty_like(signals[0])
+    first = np.empty((0, d, n), y.dtype) if initial is None else _array(initial)
+    arguments = *signals, _rates(A), _array(B), _array(C), first, y, state.numpy(), saved.numpy()
     n_parts = _parts(x)
     _threads.run(_kernels().selective_forward, batch * n_parts, n_parts, *arguments, operations=8 * x.numel() * n)
-    return y[..., :d].contiguous(), _from_vectors(last, d, n), saved
+    return torch.from_numpy(y)[..., :d].contiguous(), state, saved
 
 
 @selective_scan.register_fake
 def _(
-    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor, save: bool
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial: Tensor | None,
+    return_state: bool,
+    save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty(x), _empty(initial), x.new_empty(_selective_saved_shape(x, A.shape[1], save))
+    n = A.shape[1]
+    state = x.new_empty(x.shape[0] if return_state else 0, x.shape[2], n)
+    return _empty(x), state, x.new_empty(_selective_saved_shape(x, n, save))
 
 
 @torch.library.custom_op("hsv_torch::selective_scan_backward", mutates_args=(), device_types="cpu")
 def selective_scan_backward(
-    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, saved: Tensor, dy: Tensor, d_state: Tensor
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    saved: Tensor,
+    dy: Tensor,
+    d_state: Tensor,
+    has_initial: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of ``x``, ``delta``, ``A``, ``B``, ``C`` and ``initial``."""
+    """Gradients of ``x``, ``delta``, ``A``, ``B``, ``C``, and of ``initial`` if there is one."""
     batch, length, d = x.shape
     n = A.shape[1]
+    d_initial = x.new_empty(batch if has_initial else 0, d, n)
     if not (x.numel() and n):
-        zeros = [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (x, delta, A, B, C)]
-        return *zeros, d_state.clone(memory_format=torch.contiguous_format)  # type: ignore[return-value]
-    n_parts, dx, d_delta, last = _parts(x), *(_empty(_whole_vectors(x)) for _ in range(2)), _vectors(d_state)
-    dA, d_initial = np.empty_like(last), np.empty_like(last)
-    dB, dC = (np.empty((batch, n_parts, length, n), last.dtype) for _ in range(2))
-    arguments = *_selective_arrays(x, delta, A, B, C), saved.numpy(), _array(_whole_vectors(dy)), last
-    results = dx.numpy(), d_delta.numpy(), dA, dB, dC, d_initial
+        dx, d_delta, d_A, d_B, d_C = (_empty(t).zero_() for t in (x, delta, A, B, C))
+        if has_initial and len(d_state):
+            d_initial.copy_(d_state)
+        else:
+            d_initial.zero_()
+        return dx, d_delta, d_A, d_B, d_C, d_initial
+    n_parts, signals, rates = _parts(x), (_signal(x), _signal(delta)), _rates(A)
+    slopes = np.empty_like(signals[0]), np.empty_like(signals[0])
+    dA = np.empty((batch, *rates.shape), rates.dtype)
+    dB, dC = (np.empty((batch, n_parts, length, n), rates.dtype) for _ in range(2))
+    arguments = *signals, rates, _array(B), _array(C), saved.numpy(), _signal(dy), _array(d_state)
+    results = *slopes, dA, dB, dC, d_initial.numpy()
     kernel = _kernels().selective_backward
     _threads.run(kernel, batch * n_parts, n_parts, *arguments, *results, operations=24 * x.numel() * n)
-    signals = dx[..., :d].contiguous(), d_delta[..., :d].contiguous()
-    d_B, d_C = (torch.from_numpy(sums).sum(1) for sums in (dB, dC))
-    return *signals, _from_vectors(dA.sum(0), d, n), d_B, d_C, _from_vectors(d_initial, d, n)
+    dx, d_delta = (torch.from_numpy(slope)[..., :d].contiguous() for slope in slopes)
+    d_B, d_C = (torch.from_numpy(sums[:, 0] if n_parts == 1 else sums.sum(1)) for sums in (dB, dC))
+    return dx, d_delta, _from_rates(dA.sum(0), d, n), d_B, d_C, d_initial
 
 
 @selective_scan_backward.register_fake
 def _(
-    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, saved: Tensor, dy: Tensor, d_state: Tensor
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    saved: Tensor,
+    dy: Tensor,
+    d_state: Tensor,
+    has_initial: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _empty(x), _empty(delta), _empty(A), _empty(B), _empty(C), _empty(d_state)
+    d_initial = x.new_empty(x.shape[0] if has_initial else 0, *A.shape)
+    return _empty(x), _empty(delta), _empty(A), _empty(B), _empty(C), d_initial
 
 
 def _save_selective(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)  # of the saved states
     ctx.save_for_backward(*inputs[:5], output[2])
+    ctx.has_initial = inputs[5] is not None
 
 
-def _selective_gradients(ctx: Any, dy: Tensor, d_state: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return *selective_scan_backward(*ctx.saved_tensors, dy, d_state), None
+def _selective_gradients(
+    ctx: Any, dy: Tensor | None, d_state: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    x, _, A, *_ = ctx.saved_tensors
+    dy = torch.zeros_like(x) if dy is None else dy
+    d_state = x.new_empty(0, *A.shape) if d_state is None else d_state
+    *gradients, d_initial = selective_scan_backward(*ctx.saved_tensors, dy, d_state, ctx.has_initial)
+    return *gradients, d_initial if ctx.has_initial else None, None, None
 
 
 selective_scan.register_autograd(_selective_gradients, setup_context=_save_selective)

@@ -112,11 +112,9 @@ def selective_scan(
     for name, tensor in (("B", B), ("C", C)):
         if tuple(tensor.shape) != (batch, length, n):
             raise ShapeError(f"`{name}` must be {(batch, length, n)} to go with `x` and `A`, got {tuple(tensor.shape)}")
-    if initial is None:
-        initial = x.new_zeros(batch, d, n)
-    elif tuple(initial.shape) != (batch, d, n):
+    if initial is not None and tuple(initial.shape) != (batch, d, n):
         raise ShapeError(f"`initial` must be {(batch, d, n)} to go with `x` and `A`, got {tuple(initial.shape)}")
-    tensors = (x, delta, A, B, C, initial)
+    tensors = [x, delta, A, B, C] if initial is None else [x, delta, A, B, C, initial]
     dtype = x.dtype
     for tensor in tensors:
         if tensor.device != x.device:
@@ -124,10 +122,12 @@ def selective_scan(
         dtype = torch.promote_types(dtype, tensor.dtype)
     if dtype not in (torch.float32, torch.float64):
         raise DtypeError(f"there is no selective scan in {dtype}; convert the arguments to float32 or float64")
-    arguments = [tensor.to(dtype) for tensor in tensors]
+    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    x, delta, A, B, C = (tensor.to(dtype) for tensor in (x, delta, A, B, C))
+    initial = None if initial is None else initial.to(dtype)
     if has_kernel(x.device):
-        save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-        y, state, _ = _operators.selective_scan(*arguments, save)
+        y, state, _ = _operators.selective_scan(x, delta, A, B, C, initial, return_state, save)
     else:
-        y, state = _associative.selective_scan(*arguments)
+        initial = x.new_zeros(batch, d, n) if initial is None else initial
+        y, state = _associative.selective_scan(x, delta, A, B, C, initial)
     return (y, state) if return_state else y

@@ -76,6 +76,14 @@ def test_every_element_in_double_precision():
     assert ((state - expected_state).abs() <= 1e-12 * state_size).all()
 
 
+def test_nothing_to_scan_from_a_state_of_zero():
+    x, delta, A, B, C, initial = problem(2, 0, 3, 2)
+    y, state = selective_scan(x, delta, A, B, C, return_state=True)
+    assert torch.equal(state, torch.zeros_like(initial))
+    assert y.shape == (2, 0, 3)
+    assert all(not g.any() for g in torch.autograd.grad(y.sum() + state.sum(), (x, delta, A, B, C)))
+
+
 @pytest.mark.parametrize("size", [(0, 5, 3, 2), (2, 0, 3, 2), (2, 5, 0, 2), (2, 5, 3, 0)])
 def test_nothing_to_scan(size):
     arguments = problem(*size)
@@ -147,20 +155,31 @@ def test_gradcheck(size):
     assert torch.autograd.gradcheck(scan, problem(*size))
 
 
-def test_gradcheck_of_the_outputs_alone():
+def test_gradcheck_without_states():
     assert torch.autograd.gradcheck(selective_scan, problem(2, 5, 3, 2)[:5])
 
 
+def test_gradcheck_with_one_of_the_two_states():
+    arguments = problem(2, 5, 17, 2)
+    assert torch.autograd.gradcheck(lambda *t: selective_scan(*t[:5], initial=t[5]), arguments, fast_mode=True)
+    assert torch.autograd.gradcheck(lambda *t: selective_scan(*t, return_state=True), arguments[:5], fast_mode=True)
+    assert torch.autograd.gradcheck(lambda *t: scan(*t)[1], arguments, fast_mode=True)
+
+
 @pytest.mark.parametrize("save", [False, True])
+@pytest.mark.parametrize("states", [False, True])
 @pytest.mark.parametrize("size", [(2, 5, 3, 2), (1, 3, 16, 2), (0, 5, 3, 2)])
-def test_opcheck(size, save):
+def test_opcheck(size, states, save):
     arguments = [t.requires_grad_(save) for t in problem(*size)]
-    torch.library.opcheck(torch.ops.hsv_torch.selective_scan.default, (*arguments, save))
+    if not states:
+        arguments[-1] = None
+    torch.library.opcheck(torch.ops.hsv_torch.selective_scan.default, (*arguments, states, save))
 
 
-def test_nothing_is_saved_without_gradients():
+def test_only_what_is_asked_for_is_made():
     arguments = [t.detach() for t in problem(2, 40, 3, 2)]
-    assert _operators.selective_scan(*arguments, False)[2].numel() == 0
+    _, state, saved = _operators.selective_scan(*arguments, False, False)
+    assert state.numel() == saved.numel() == 0
 
 
 def test_what_is_saved_is_a_chunk_apart():
