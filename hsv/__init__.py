@@ -13,6 +13,7 @@ from hsv._errors import (
     ShapeError,
     UnstableSystemError,
 )
+from hsv._files import load, save
 from hsv._gramians import (
     controllability_factor,
     controllability_gramian,
@@ -31,7 +32,7 @@ from hsv._reduction import Reduction, balance, balanced_truncation
 from hsv._singular_perturbation import singular_perturbation
 from hsv._split import split_unstable
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, diagonalize, real_part
-from hsv.interop import from_control, to_control
+from hsv.interop import from_control, from_pymor, from_scipy, labels, to_control, to_pymor, to_scipy
 
 __version__ = "0.1.0"
 
@@ -66,6 +67,8 @@ __all__ = [
     "diagonalize",
     "discretize",
     "from_control",
+    "from_pymor",
+    "from_scipy",
     "h2_norm",
     "hankel_norm",
     "hankel_norm_approximation",
@@ -73,12 +76,15 @@ __all__ = [
     "hinf_error",
     "hinf_norm",
     "irka",
+    "labels",
+    "load",
     "modal_truncation",
     "mode_energies",
     "mode_gains",
     "observability_factor",
     "observability_gramian",
     "real_part",
+    "save",
     "singular_perturbation",
     "solve_continuous_lyapunov",
     "solve_discrete_lyapunov",
@@ -87,4 +93,6 @@ __all__ = [
     "split_unstable",
     "time_varying",
     "to_control",
+    "to_pymor",
+    "to_scipy",
 ]

@@ -76,7 +76,7 @@ def test_a_transfer_function_is_realised():
 
 def test_an_unspecified_time_base_must_be_said():
     sys = control.ss([[0.5]], [[1.0]], [[1.0]], 0.0, None)
-    with pytest.raises(hsv.HsvError, match=r"time base is unspecified.*pass dt=0"):
+    with pytest.raises(hsv.HsvError, match=r"dt=None in python-control\) has no time base; pass dt=0"):
         hsv.from_control(sys)
     assert hsv.from_control(sys, dt=True).dt is True
     assert hsv.from_control(sys, dt=0).dt == 0
