@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from paper_repro.errors import ResultError
@@ -26,7 +26,7 @@ def study_tables(measurements: Sequence[Measurement]) -> str:
     """
     if not measurements:
         raise ResultError("the study has measured nothing yet")
-    parts = []
+    parts = _table_of_losses(measurements)
     for task in dict.fromkeys(measurement.task for measurement in measurements):
         own = [measurement for measurement in measurements if measurement.task == task]
         parts += [
@@ -38,6 +38,43 @@ def study_tables(measurements: Sequence[Measurement]) -> str:
         ]
     parts += _table_of_compensation(measurements)
     return "\n\n".join(parts) + "\n"
+
+
+def _table_of_losses(measurements: Sequence[Measurement]) -> list[str]:
+    """Give, for each share of states that is kept, what a cut costs: the mean over tasks, points and seeds, at the sizes that every task has."""
+    before = {(m.run, m.point): m for m in measurements if m.kind == "point"}
+    losses: defaultdict[str, defaultdict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    refused: Counter[str] = Counter()
+    shares_of: defaultdict[str, set[float]] = defaultdict(set)
+    for cut in measurements:
+        full = before.get((cut.run, cut.point))
+        if cut.kind != "cut" or cut.method is None or full is None or full.accuracy is None:
+            continue
+        share = cut.n_states / full.n_states
+        shares_of[cut.task].add(share)
+        if cut.accuracy is None:
+            refused[cut.method] += 1
+        else:
+            losses[cut.method][share].append(full.accuracy - cut.accuracy)
+    shares = sorted(set.intersection(*shares_of.values()), reverse=True) if shares_of else []
+    if not shares:
+        return []
+    smallest = shares[-1]
+    rows = [
+        [
+            method_words(method),
+            *(_points(by_share[share]) for share in shares),
+            f"{100 * max(by_share[smallest]):.1f}" if by_share[smallest] else "",
+            str(refused[method]),
+        ]
+        for method, by_share in sorted(losses.items(), key=lambda item: _mean(item[1][smallest]))
+    ]
+    header = ["method", *(f"{share:.3g} of the states" for share in shares), f"worst at {smallest:.3g}", "refused"]
+    return [
+        "## What a cut costs at once",
+        "Points of test accuracy lost right after the cut, mean over tasks, points of the training and seeds; negative: gained.",
+        _markdown(header, rows),
+    ]
 
 
 def full_words(measurements: Sequence[Measurement]) -> str:
@@ -251,6 +288,14 @@ def _against(cut: Accuracies, scratch: Accuracies) -> str:
         return f" ({100 * difference.mean:+.1f})"
     low, high = (100 * bound for bound in difference.interval)
     return f" ({100 * difference.mean:+.1f}; {low:+.1f} to {high:+.1f})"
+
+
+def _mean(losses: Sequence[float]) -> float:
+    return math.fsum(losses) / len(losses) if losses else math.inf
+
+
+def _points(losses: Sequence[float]) -> str:
+    return f"{100 * _mean(losses):.1f}" if losses else ""
 
 
 def _percent(share: float | None) -> str:
