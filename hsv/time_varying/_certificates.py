@@ -258,9 +258,7 @@ def certified_truncation(
         return xp.reshape(x, (*batch, *x.shape[1:]))
 
     left, right = back(found.left), back(found.right)
-    reduced_A = A
-    if kind == "diagonal":
-        reduced_A = round_to(wide[0] @ right, A)
+    reduced_A = round_to(wide[0] @ right, A) if kind == "diagonal" else A
     in_time = (..., None, slice(None), slice(None))
     return CertifiedReduction(
         A=reduced_A,
@@ -370,13 +368,12 @@ def _choose_basis(M: np.ndarray, N: np.ndarray, rule: Rule) -> _Found:
 def _choose_states(M: np.ndarray, N: np.ndarray, rule: Rule) -> _Found:
     """Diagonal ``A_t``: keep the states with the largest certified values, and certify anew the others."""
     n = M.shape[-2]
-    everything = np.ones((len(M), n), bool)
     p, q = _axes(M), _axes(N)
     score = np.sqrt(p * q)
     ranking = np.argsort(-score, axis=-1, kind="stable")
     sigma = np.take_along_axis(score, ranking, axis=-1)
     orders, notes = _choose_orders(rule, sigma, np.zeros(len(M)))
-    kept = np.zeros_like(everything)
+    kept = np.zeros((len(M), n), bool)
     np.put_along_axis(kept, ranking, np.arange(n) < orders[:, None], axis=-1)
     r = max(int(orders.max(initial=1)), 1)
     states = np.argsort(~kept, axis=-1, kind="stable")[:, :r]  # in their old order
@@ -477,7 +474,10 @@ def _ellipsoids(M: np.ndarray, error: np.ndarray | float = 0.0) -> tuple[np.ndar
     # v v^H <= (1 + e) v' v'^H + (1 + 1 / e) (v - v') (v - v')^H: the floor covers what the main axes miss
     floor = np.sqrt(1 + 1 / _SLACK) * missed[:, None, None] * np.eye(n)
     unused = np.eye(s.shape[-1]) * ~used[:, None, :]
-    shapes = _least_volume(np.moveaxis(Z.reshape(size, -1, steps, m), 2, 1), used), np.eye(s.shape[-1]) - unused
+    shapes = (
+        _least_volume(np.moveaxis(Z.reshape(size, s.shape[-1], steps, m), 2, 1), used),
+        np.eye(s.shape[-1]) - unused,
+    )
     factors = []
     for shape in shapes:
         root = np.linalg.cholesky(shape + unused)
@@ -495,7 +495,7 @@ def _reach(L: np.ndarray, V: np.ndarray, m: int) -> np.ndarray:
         rest = V[:, i] - (L[:, i, None, :i] @ Y[:, :i])[:, 0]
         pivot = L[:, i, i, None]
         Y[:, i] = np.where(pivot == 0, 0.0, rest / np.where(pivot == 0, 1.0, pivot))  # zero only where all sources are
-    blocks = np.moveaxis(Y.reshape(*Y.shape[:2], -1, m), 2, 1)  # (batch, T, k, m)
+    blocks = np.moveaxis(Y.reshape(*Y.shape[:2], V.shape[-1] // m, m), 2, 1)  # (batch, T, k, m)
     return np.linalg.norm(blocks, 2, axis=(-2, -1)).max(axis=-1)
 
 
@@ -512,7 +512,7 @@ def _least_volume(Z: np.ndarray, used: np.ndarray) -> np.ndarray:
     if m > 1:
         axes, lengths, _ = np.linalg.svd(Z, full_matrices=False)
         points = axes * lengths[..., None, :]
-    points = np.moveaxis(points, 1, 2).reshape(size, k, -1)
+    points = np.moveaxis(points, 1, 2).reshape(size, k, points.shape[1] * points.shape[3])
     weights = _first_weights(points, dimension)
     for _ in range(_ROUNDS):
         weights = _khachiyan(points, weights, dimension)

@@ -407,16 +407,27 @@ def test_single_precision_is_certified_in_double(rng):
     st.integers(1, 4),
     st.integers(1, 2),
     st.sampled_from(["scalar", "diagonal"]),
+    st.booleans(),
     st.integers(0, 10**6),
 )
-def test_inputs_are_left_alone_and_small_systems_work(T, n, m, kind, seed):
+def test_inputs_are_left_alone_and_small_systems_work(T, n, m, kind, layer_convention, seed):
     A, B, C = random_sequence(np.random.default_rng(seed), kind, T=T, n=n, m=m)
     copies = A.copy(), B.copy(), C.copy()
-    red = tv.certified_truncation(A, B, C, 1)
+    red = tv.certified_truncation(A, B, C, 1, layer_convention=layer_convention)
     for array, copy in zip((A, B, C), copies, strict=True):
         np.testing.assert_array_equal(array, copy)
-    error, gain = worst_gain(A[None], B[None], C[None], red_of_one(red))
+    error, gain = worst_gain(A[None], B[None], C[None], red_of_one(red), layer_convention=layer_convention)
     assert error <= red.error_bound + 1e-13 * gain
+
+
+@pytest.mark.parametrize("kind", ["scalar", "diagonal"])
+def test_an_empty_batch_is_a_batch(kind):
+    A = np.zeros((0, 3) if kind == "scalar" else (0, 3, 2))
+    B, C = np.zeros((0, 3, 2, 1)), np.zeros((0, 3, 1, 2))
+    assert tv.controllability_certificate(A, B).shape == (0, 2, 2)
+    red = tv.certified_truncation(A, B, C, 1)
+    assert red.B.shape == (0, 3, 1, 1)
+    assert red.error_bound.shape == (0,)
 
 
 def test_steps_that_only_hold_the_state_are_allowed(rng):
