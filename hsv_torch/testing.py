@@ -524,7 +524,7 @@ def _check_moments(s: _Subject) -> None:
     plan = s.plan(model, size)
     carried = s.adapter.pull_back(plan, old, squared=False)
     doubled = s.adapter.pull_back(plan, {name: 2 * g for name, g in old.items()}, squared=False)
-    squares = s.adapter.pull_back(plan, {name: g.square() for name, g in old.items()}, squared=True)
+    squares = s.adapter.pull_back(plan, {name: _squared_parts(g) for name, g in old.items()}, squared=True)
     lossless = s.plan(model, size)
     s.adapter.apply(model.layer, lossless)
     new = gradients()
@@ -541,7 +541,7 @@ def _check_moments(s: _Subject) -> None:
                 f"`pull_back` gave the {which} moment of {name!r} the dtype {found.dtype}, not that of the old one, {old[name].dtype}",
             )
         s.require(
-            bool((squares[name] >= 0).all()),
+            bool((_parts(squares[name]) >= 0).all()),
             f"`pull_back(squared=True)` made a second moment of {name!r} negative: square the Jacobian element by element",
         )
         s.require_close(
@@ -559,6 +559,15 @@ def _check_moments(s: _Subject) -> None:
             "as a function of the new ones, `pull_back` is the transpose of that function's Jacobian (not its inverse)",
             factor=10,
         )
+
+
+def _parts(x: Tensor) -> Tensor:
+    """Real and imaginary part apart, as optimizers see complex parameters."""
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+
+
+def _squared_parts(x: Tensor) -> Tensor:
+    return torch.view_as_complex(_parts(x).square()) if x.is_complex() else x.square()
 
 
 def _train(s: _Subject, model: _Model, optimizer: torch.optim.Optimizer, steps: int) -> None:

@@ -334,6 +334,49 @@ def test_a_dtype_that_changes_is_found():
         del adapters._registry[Decays]
 
 
+class ComplexOutputs(Decays):
+    """A parameter of complex numbers, whose moments optimizers keep part by part."""
+
+    def __init__(self, width, size):
+        super().__init__(width, size)
+        self.C = nn.Parameter(torch.complex(self.C.detach(), self.C.detach().flip(0)))
+
+    def forward(self, u):
+        h, outputs = u.new_zeros(u.shape[0], self.size), []
+        for t in range(u.shape[1]):
+            h = torch.sigmoid(self.rate) * h + u[:, t] @ self.B.mT
+            outputs.append((h.to(self.C.dtype) @ self.C.mT).real)
+        return torch.stack(outputs, dim=1)
+
+
+class ComplexAdapter(ChoosingAdapter):
+    @torch.no_grad()
+    def system(self, layer):
+        """The scores depend on the moduli alone."""
+        rate, B, C = layer.rate.double(), layer.B.double(), layer.C.abs().double()
+        return hsv.DiagonalStateSpace(torch.sigmoid(rate), B, C, dt=True)
+
+
+class NegativeComplexMoments(ComplexAdapter):
+    def pull_back(self, cut, covectors, *, squared):
+        carried = super().pull_back(cut, covectors, squared=squared)
+        return {name: -t if squared and t.is_complex() else t for name, t in carried.items()}
+
+
+def test_complex_parameters():
+    def check():
+        return check_adapter(lambda n: ComplexOutputs(3, n), inputs=INPUTS, silence=silence)
+
+    adapters.register_adapter(ComplexOutputs)(ComplexAdapter)
+    try:
+        assert check()["moments"] == "holds"
+        adapters._registry[ComplexOutputs] = NegativeComplexMoments()
+        with pytest.raises(ContractError, match="made a second moment of 'C' negative"):
+            check()
+    finally:
+        del adapters._registry[ComplexOutputs]
+
+
 # Layers with one thing wrong each.
 
 
