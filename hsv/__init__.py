@@ -24,7 +24,15 @@ from hsv._gramians import (
 from hsv._hankel import hankel_singular_values
 from hsv._hankel_norm import hankel_norm_approximation
 from hsv._irka import irka
-from hsv._lyapunov import solve_continuous_lyapunov, solve_discrete_lyapunov, solve_lyapunov_factored, solve_sylvester
+from hsv._lyapunov import (
+    solve_continuous_lyapunov,
+    solve_continuous_lyapunov_by_doubling,
+    solve_discrete_lyapunov,
+    solve_discrete_lyapunov_by_doubling,
+    solve_lyapunov_factored,
+    solve_lyapunov_factored_by_doubling,
+    solve_sylvester,
+)
 from hsv._modal import modal_truncation, mode_energies, mode_gains
 from hsv._norms import h2_norm, hankel_norm, hinf_error, hinf_norm
 from hsv._order import ErrorBound, HankelEnergy, HankelSum, LargestGap, Order, PrefixShare, Rule, Threshold, as_rule
@@ -87,8 +95,11 @@ __all__ = [
     "save",
     "singular_perturbation",
     "solve_continuous_lyapunov",
+    "solve_continuous_lyapunov_by_doubling",
     "solve_discrete_lyapunov",
+    "solve_discrete_lyapunov_by_doubling",
     "solve_lyapunov_factored",
+    "solve_lyapunov_factored_by_doubling",
     "solve_sylvester",
     "split_unstable",
     "time_varying",

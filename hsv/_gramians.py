@@ -121,7 +121,8 @@ def controllability_factor(sys: LinearSystem) -> Array:
     :math:`g_{i1} \leftarrow g_{i1}\,(\lambda_i - \lambda_k)/d_{ik}`. For one input these are products alone, so every entry has high
     relative accuracy; for several each row has it. ``O(n^2 m)``, batched, on the device of the arrays.
 
-    Dense systems: Hammarling's method on a Schur form, on the host, ``O(n^3)``.
+    Dense systems: Hammarling's method on a Schur form, ``O(n^3)``; arrays on another device than the host stay there, by
+    :func:`hsv.solve_lyapunov_factored_by_doubling`.
 
     References
     ----------
