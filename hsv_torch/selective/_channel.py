@@ -39,8 +39,8 @@ class ChannelBasis(SelectiveCriterion):
         ``"time_varying"``: ``P``, the second moments of the channel's states on the recorded sequences, and ``Q``, its mean observability Gramian with the gate as weight.
         ``"mean_system"``: ``P`` and ``Q`` of the time-invariant system :math:`(A_c, E[B], E[C])`, the way of the CompreSSM paper.
     projection : {"balanced", "galerkin"}
-        ``"balanced"``: the square-root method. With time-varying Gramians it promises no stability: channels in which a pole would not be stable, the
-        eigenvectors have a condition above `max_condition`, or `r` is above the numerical rank take the other one (`notes` say how many).
+        ``"balanced"``: the square-root method. With time-varying Gramians it promises no stability: a pole that it makes slower than all that the channel had, or unstable, is moved
+        to the slowest of them. Channels where the eigenvectors have a condition above `max_condition`, or `r` is above the numerical rank, take the other projection. The notes count both.
         ``"galerkin"``: orthogonal for the inner product with the diagonal of ``Q`` as weights: always stable and real, and so half as expensive at run time.
     max_condition : float
         Of the eigenvectors :math:`T_c`.
@@ -110,7 +110,10 @@ class ChannelBasis(SelectiveCriterion):
             overlap = torch.where(usable[:, None, None], overlap, torch.eye(n_states).to(overlap))
             second = torch.linalg.solve(overlap, second.mH).mH
             poles, balanced_right, balanced_left, balanced_condition = _decoupled(rates, first, second, symmetric=False)
-            usable = usable & (poles.real < 0).all(1) & (balanced_condition < self.max_condition)
+            usable = usable & (balanced_condition < self.max_condition)
+            slowest = rates.real.amax(1, keepdim=True)
+            moved = (poles.real > slowest * (1 - 1e-9)) & usable[:, None]
+            poles = torch.where(moved, torch.complex(slowest.expand_as(poles.real), poles.imag), poles)
             choose = usable[:, None, None]
             if bool((poles.imag[usable] != 0).any()) or rates.is_complex():
                 new, right, left = (t.to(torch.complex128) for t in (new, right, left))
@@ -119,11 +122,7 @@ class ChannelBasis(SelectiveCriterion):
             new = torch.where(usable[:, None], poles, new)
             right, left = torch.where(choose, balanced_right, right), torch.where(choose, balanced_left, left)
             condition = torch.where(usable, balanced_condition, condition)
-            others = int((~usable).sum())
-            if others:
-                notes = (
-                    f"{others} of {len(usable)} channels were projected by Galerkin's method: balancing would have made them unstable or ill-conditioned",
-                )
+            notes = _remarks(usable, moved)
         scale = torch.linalg.vector_norm(left, dim=1, keepdim=True)
         right, left = right * scale, left / scale
         transforms = (left.mT, right.mT)
@@ -155,6 +154,20 @@ class ChannelBasis(SelectiveCriterion):
         reach, see = hsv.controllability_factor(system), hsv.observability_factor(system)
         U, values, Vh = torch.linalg.svd(see.mH @ reach)
         return values, reach @ Vh.mH, see @ U, see @ see.mH
+
+
+def _remarks(usable: Tensor, moved: Tensor) -> tuple[str, ...]:
+    """What is to be noted of a balanced projection: channels where it was not used, poles that were moved."""
+    notes = []
+    if not bool(usable.all()):
+        notes.append(
+            f"{int((~usable).sum())} of {len(usable)} channels were projected by Galerkin's method: the balanced projection is too ill-conditioned"
+        )
+    if bool(moved.any()):
+        notes.append(
+            f"{int(moved.sum())} of {moved.numel()} poles were moved to the slowest rate that their channel had: balancing had made them slower, or unstable"
+        )
+    return tuple(notes)
 
 
 def _decoupled(rates: Tensor, right: Tensor, left: Tensor, *, symmetric: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:

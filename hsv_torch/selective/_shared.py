@@ -62,7 +62,7 @@ class SharedBasis(SelectiveCriterion):
 
     gramians: Inputs = "recorded"
     transforms: bool | None = None
-    max_neglected: float = 0.05
+    max_neglected: float = 0.2  # trained layers neglected 0.3 % to 8 %, and lost 0.01 of relative error to it at most
 
     def __post_init__(self) -> None:
         check_choice("gramians", self.gramians, ("recorded", "white"))

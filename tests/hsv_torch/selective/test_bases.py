@@ -30,17 +30,36 @@ def test_a_weighted_projection_cannot_become_unstable():
     assert bool((eigenvalues <= A.amax(1, keepdim=True) * (1 - 1e-12)).all())
 
 
-def test_balancing_with_gramians_of_another_system_can_be_unstable_and_is_put_right():
-    """Hence the promise is kept by the other projection, and said."""
-    layer, x = mamba(d_model=8, seed=4), sequences(d_model=8, seed=4)
-    planned = [plan(layer, r, ChannelBasis(), x) for r in range(1, 9)]
-    assert any("were projected by Galerkin's method" in note for p in planned for note in p.notes)
-    for p in planned:
-        assert bool((p.payload.cut.rates.real < 0).all())
-        assert p.eigenvector_condition <= 1e3
+def test_poles_that_balancing_makes_unstable_are_moved_and_noted():
+    """Balancing with Gramians of another system promises nothing; the projection alone is seen to fail here."""
+    layer, x = mamba(16, seed=9), sequences(length=100, seed=9)
+    adapter = hsv_torch.adapter_of(layer)
+    observation = adapter.observe(layer, ChannelBasis())
+    observation.update(layer, (x,), {})
+    values, reach, see = balance(*observation.channel_gramians())
+    rates, unstable = adapter.view(layer).rates(), []
+    for r in range(1, 6):
+        planned = adapter.reduce(layer, r, ChannelBasis(), observation)
+        left, right = (part[..., :r] / values[:, None, :r].sqrt() for part in (see, reach))
+        alone = torch.linalg.eigvals(left.mT @ (rates[..., None] * right)).real.sort(dim=1).values
+        if bool((alone > 0).any()):
+            unstable.append(r)
+        expected = torch.minimum(alone, rates.amax(1, keepdim=True))
+        found = planned.payload.cut.rates.real.sort(dim=1).values
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+        moved = int((alone > rates.amax(1, keepdim=True)).sum())
+        notes = [note for note in planned.notes if "poles were moved to the slowest rate" in note]
+        assert notes == ([note for note in notes if note.startswith(f"{moved} of {alone.numel()} ")] if moved else [])
+        assert len(notes) == (moved > 0)
+        assert planned.eigenvector_condition <= 1e3
+    assert unstable, "no reduced system was unstable: the test needs other data"
+
+
+def test_channels_that_are_too_ill_conditioned_take_the_other_projection():
+    layer, x = mamba(d_model=8), sequences(d_model=8)
     strict = plan(layer, 4, ChannelBasis(max_condition=1.0), x)
     assert (
-        "16 of 16 channels were projected by Galerkin's method: balancing would have made them unstable or ill-conditioned"
+        "16 of 16 channels were projected by Galerkin's method: the balanced projection is too ill-conditioned"
         in strict.notes
     )
     galerkin = plan(layer, 4, ChannelBasis(projection="galerkin"), x)
@@ -233,7 +252,7 @@ def test_second_moments_of_a_layer_with_transforms_are_those_of_its_states():
     adapter = hsv_torch.adapter_of(middle)
     observation = adapter.observe(middle, ChannelBasis())
     lengths = torch.tensor([10, 4, 7, 1])
-    for _ in range(600):
+    for _ in range(150):
         observation.update(middle, (x,), {"lengths": lengths})
     P, Q = observation.channel_gramians()
     view = adapter.view(middle)
@@ -256,8 +275,8 @@ def test_second_moments_of_a_layer_with_transforms_are_those_of_its_states():
             steps += n
     expected_P, expected_Q = expected_P / steps, expected_Q / steps
     torch.testing.assert_close(P, expected_P, rtol=0, atol=1e-11 * float(expected_P.abs().max()))
-    # Random signs: 600 draws leave some per cent.
-    assert float((Q - expected_Q).norm() / expected_Q.norm()) < 0.05
+    # Random signs: 150 draws leave some per cent.
+    assert float((Q - expected_Q).norm() / expected_Q.norm()) < 0.1
 
 
 def test_bad_arguments():
