@@ -76,7 +76,7 @@ class SelectiveEstimator(StreamEstimator):
     Recorded matrices come from the trajectories ``h`` by matrix products, white ones from their recursions; both take ``O(T d n^2)`` operations and are exact to
     rounding. With ``exact=False`` the white ones come from trajectories, and adjoint trajectories ``g``, driven by random signs: with
     :math:`E[\epsilon\epsilon^T] = I`, :math:`E[g g^T] = Q`. That is unbiased, and its error falls with the root of the number of steps (times channels, for ``"shared"``): some
-    per cent for ten thousand steps, more for states that remember long. It is about twice as fast for large ``n``.
+    per cent for ten thousand steps, more for states that remember long. On the CPU it is hardly faster; elsewhere it does without the steps one at a time.
 
     NumPy arrays and torch tensors on the CPU are computed by compiled kernels in the precision of the arrays, other arrays by a parallel scan
     over about ``sqrt(T)`` steps at a time (recursions of matrices, one step at a time); sums are in double precision on the host. In single precision a relative error of about
