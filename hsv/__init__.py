@@ -41,6 +41,7 @@ from hsv._singular_perturbation import singular_perturbation
 from hsv._split import split_unstable
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, diagonalize, real_part
 from hsv.interop import from_control, from_pymor, from_scipy, labels, to_control, to_pymor, to_scipy
+from hsv.plotting import plot_hankel_values, plot_poles, plot_sigma
 
 __version__ = "0.1.0"
 
@@ -91,6 +92,9 @@ __all__ = [
     "mode_gains",
     "observability_factor",
     "observability_gramian",
+    "plot_hankel_values",
+    "plot_poles",
+    "plot_sigma",
     "real_part",
     "save",
     "singular_perturbation",
