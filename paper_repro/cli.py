@@ -209,12 +209,19 @@ def study(
 @app.command("study-table")
 def study_table(
     results: Annotated[Path, typer.Argument(help="File of measurements.")] = Path("runs/study/measurements.jsonl"),
+    into: Annotated[
+        Path | None, typer.Option(help="Page that gets the tables, between its two marks.", show_default=False)
+    ] = None,
 ) -> None:
-    """Show what a study has measured, as Markdown."""
+    """Show what a study has measured, as Markdown, or put it into a page."""
     from paper_repro.study.measurements import read_measurements
-    from paper_repro.study.tables import study_tables
+    from paper_repro.study.tables import put_tables, study_tables
 
-    Console().print(study_tables(read_measurements(results)), markup=False, highlight=False, soft_wrap=True)
+    tables = study_tables(read_measurements(results))
+    if into is None:
+        Console().print(tables, markup=False, highlight=False, soft_wrap=True)
+    else:
+        put_tables(tables, into)
 
 
 def default_workers() -> int:

@@ -6,12 +6,16 @@ import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 from paper_repro.errors import ResultError
 from paper_repro.methods import METHODS, SCORES, UNCOMPENSATED
+from paper_repro.results import write_atomically
 from paper_repro.statistics import paired_difference, summarise
 from paper_repro.study.measurements import Measurement
 from paper_repro.study.plan import POINTS
+
+MARKS = ("<!-- tables: written by study-table -->", "<!-- end of the tables -->")
 
 Accuracies = dict[int, float | None]  # by seed; None: there is no such model
 
@@ -38,6 +42,22 @@ def study_tables(measurements: Sequence[Measurement]) -> str:
         ]
     parts += _table_of_compensation(measurements)
     return "\n\n".join(parts) + "\n"
+
+
+def put_tables(tables: str, page: Path) -> None:
+    """Put `tables` between the marks of `page`.
+
+    Raises
+    ------
+    ResultError
+        If the page is not there, or has not both marks, in their order.
+    """
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    before, first, rest = text.partition(MARKS[0])
+    _, second, after = rest.partition(MARKS[1])
+    if not (first and second):
+        raise ResultError(f"{page} has no place for the tables: two lines, {MARKS[0]!r} and {MARKS[1]!r}")
+    write_atomically(f"{before}{first}\n\n{tables}\n{second}{after}".encode(), page)
 
 
 def _table_of_losses(measurements: Sequence[Measurement]) -> list[str]:

@@ -4,6 +4,7 @@ import io
 import itertools
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,10 +17,11 @@ from paper_repro.methods import METHODS
 from paper_repro.study.measurements import Measurement, append_measurements, read_measurements
 from paper_repro.study.plan import DEFAULT, POINTS, QUICK, make_jobs, restricted
 from paper_repro.study.run import run_study
-from paper_repro.study.tables import agreement, best_from_scratch, study_tables
+from paper_repro.study.tables import MARKS, agreement, best_from_scratch, study_tables
 from paper_repro.study.work import kept_states, perform
 from paper_repro.training import RunInterruptedError
 
+ROOT = Path(__file__).resolve().parents[3]
 FEW_METHODS = ("greedy", "random_uncompensated", "shared_basis", "channel_basis_mean_system")
 
 
@@ -237,6 +239,27 @@ def test_the_table_comes_from_the_file_alone(study, capsys, monkeypatch):
     assert code == 0
     assert "### Right after the cut" in out
     assert "| method | early, 4 | early, 2 | late, 4 | late, 2 | s a cut |" in out
+
+
+def test_the_tables_are_put_between_the_marks_of_a_page(study, tmp_path, capsys, monkeypatch):
+    directory, _, _ = study
+    page = tmp_path / "page.md"
+    page.write_text("before\n" + "\nold\n".join(MARKS) + "\nafter\n")
+    arguments = ("study-table", str(directory / "measurements.jsonl"), "--into", str(page))
+    for _ in range(2):
+        assert command(capsys, monkeypatch, *arguments)[0] == 0
+    expected = f"before\n{MARKS[0]}\n\n{study_tables(read_measurements(directory / 'measurements.jsonl'))}\n{MARKS[1]}\nafter\n"
+    assert page.read_text() == expected
+    page.write_text("no marks")
+    code, _, errors = command(capsys, monkeypatch, *arguments)
+    assert code == 2
+    assert "has no place for the tables" in errors
+
+
+def test_the_page_of_the_study_has_the_tables_of_its_file():
+    page = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    tables = page.partition(MARKS[0])[2].partition(MARKS[1])[0]
+    assert tables.strip() == study_tables(read_measurements(ROOT / "docs" / "data" / "study.jsonl")).strip()
 
 
 def test_a_wrong_argument_is_one_message(tmp_path, capsys, monkeypatch):
