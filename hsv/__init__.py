@@ -14,6 +14,7 @@ from hsv._errors import (
     UnstableSystemError,
 )
 from hsv._files import load, save
+from hsv._frequency_limited import frequency_limited_gramians
 from hsv._gramians import (
     controllability_factor,
     controllability_gramian,
@@ -75,6 +76,7 @@ __all__ = [
     "cross_gramian",
     "diagonalize",
     "discretize",
+    "frequency_limited_gramians",
     "from_control",
     "from_pymor",
     "from_scipy",

@@ -25,7 +25,7 @@ from hsv._array import (
     widen,
 )
 from hsv._errors import DtypeError, HsvError, IllConditionedError, ShapeError
-from hsv._gramians import _expm1
+from hsv._gramians import expm1
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, real_part
 
 METHODS = ("zoh", "bilinear")
@@ -169,7 +169,7 @@ def _exponential_ratio(z: Array) -> Array:
     """``(exp(z) - 1) / z``, which is 1 at 0."""
     xp = namespace(z)
     zero = z == 0
-    return xp.where(zero, xp.ones_like(z), _expm1(z) / xp.where(zero, xp.ones_like(z), z))
+    return xp.where(zero, xp.ones_like(z), expm1(z) / xp.where(zero, xp.ones_like(z), z))
 
 
 def _logarithm_of_bilinear(z: Array) -> Array | None:

@@ -78,7 +78,7 @@ def controllability_gramian(sys: LinearSystem, horizon: float | None = None) -> 
     if isinstance(sys, DiagonalStateSpace):
         require_stable(sys)
         B = widen(sys.B)
-        return round_to((B @ conjugate_transpose(B)) / _denominators(sys), sys.B)
+        return round_to((B @ conjugate_transpose(B)) / denominators(sys), sys.B)
     L = widen(controllability_factor(sys))
     return round_to(L @ conjugate_transpose(L), sys.B)
 
@@ -197,7 +197,7 @@ def cross_gramian(sys: LinearSystem) -> Array:
     product = widen(sys.B) @ widen(sys.C)
     if isinstance(sys, DiagonalStateSpace):
         # conj(l_j) in place of l_j makes the denominators of a Gramian those of the cross Gramian.
-        return round_to(product / _denominators(sys, conjugated=False), sys.B)
+        return round_to(product / denominators(sys, conjugated=False), sys.B)
     from hsv._lyapunov import check_stable, solve_sylvester  # deferred: loads the compiled kernels
 
     assert isinstance(sys, StateSpace)
@@ -214,7 +214,7 @@ def factor(sys: LinearSystem) -> Array:
     """:func:`controllability_factor` in double precision, as the rest of the library uses it."""
     require_stable(sys)
     if isinstance(sys, DiagonalStateSpace):
-        return _cauchy_factor(widen(sys.B), _differences(sys), _denominators(sys))
+        return _cauchy_factor(widen(sys.B), _differences(sys), denominators(sys))
     from hsv._lyapunov import solve_lyapunov_factored  # deferred: loads the compiled kernels
 
     assert isinstance(sys, StateSpace)
@@ -282,7 +282,7 @@ def _finite_integral(sys: LinearSystem, seconds: float) -> Array:
         rate = poles[..., :, None] + conjugate(poles)[..., None, :]
         still = xp.abs(rate) * seconds < 1e-300
         safe = xp.where(still, xp.ones_like(rate), rate)
-        integral = xp.where(still, seconds * xp.ones_like(rate), _expm1(safe * seconds) / safe)
+        integral = xp.where(still, seconds * xp.ones_like(rate), expm1(safe * seconds) / safe)
         return round_to((B @ conjugate_transpose(B)) * integral, sys.B)
     assert isinstance(sys, StateSpace)
     total = on_host(
@@ -383,16 +383,16 @@ def _differences(sys: DiagonalStateSpace) -> Array:
     if sys.log_poles is not None:
         logs, poles = widen(sys.log_poles), widen(sys.poles())
         gap = logs[..., :, None] - logs[..., None, :]
-        return poles[..., None, :] * _expm1(gap)
+        return poles[..., None, :] * expm1(gap)
     poles = widen(sys.poles())
     return poles[..., :, None] - poles[..., None, :]
 
 
-def _denominators(sys: DiagonalStateSpace, *, conjugated: bool = True) -> Array:
+def denominators(sys: DiagonalStateSpace, *, conjugated: bool = True) -> Array:
     """``1 - l_i conj(l_j)`` or ``-(l_i + conj(l_j))`` for every pair, ``(..., n, n)``, without cancellation; or without the conjugate."""
     if sys.log_poles is not None:
         logs = widen(sys.log_poles)
-        return -_expm1(logs[..., :, None] + (conjugate(logs) if conjugated else logs)[..., None, :])
+        return -expm1(logs[..., :, None] + (conjugate(logs) if conjugated else logs)[..., None, :])
     poles = widen(sys.poles())
     if not sys.is_discrete:
         return -(poles[..., :, None] + (conjugate(poles) if conjugated else poles)[..., None, :])
@@ -433,7 +433,7 @@ def _split(a: Array) -> tuple[Array, Array]:
     return high, a - high
 
 
-def _expm1(z: Array) -> Array:
+def expm1(z: Array) -> Array:
     """``exp(z) - 1`` for complex ``z``, accurate near every multiple of ``2 pi i``."""
     xp = namespace(z)
     if not is_complex(z):
