@@ -40,7 +40,7 @@ class ChannelBasis(SelectiveCriterion):
         ``"mean_system"``: ``P`` and ``Q`` of the time-invariant system :math:`(A_c, E[B], E[C])`, the way of the CompreSSM paper.
     projection : {"balanced", "galerkin"}
         ``"balanced"``: the square-root method. With time-varying Gramians it promises no stability: a pole that it makes slower than all that the channel had, or unstable, is moved
-        to the slowest of them. Channels where the eigenvectors have a condition above `max_condition`, or `r` is above the numerical rank, take the other projection. The notes count both.
+        to the slowest of them. (Gramians of the mean system keep that system stable.) Channels where the eigenvectors have a condition above `max_condition`, or `r` is above the numerical rank, take the other projection. The notes count both.
         ``"galerkin"``: orthogonal for the inner product with the diagonal of ``Q`` as weights: always stable and real, and so half as expensive at run time.
     max_condition : float
         Of the eigenvectors :math:`T_c`.
@@ -112,7 +112,9 @@ class ChannelBasis(SelectiveCriterion):
             poles, balanced_right, balanced_left, balanced_condition = _decoupled(rates, first, second, symmetric=False)
             usable = usable & (balanced_condition < self.max_condition)
             slowest = rates.real.amax(1, keepdim=True)
-            moved = (poles.real > slowest * (1 - 1e-9)) & usable[:, None]
+            # The mean system's own Gramians keep its reduced system stable, at whatever rate.
+            limit = slowest * (1 - 1e-9) if self.gramians == "time_varying" else torch.zeros_like(slowest)
+            moved = (poles.real > limit) & usable[:, None]
             poles = torch.where(moved, torch.complex(slowest.expand_as(poles.real), poles.imag), poles)
             choose = usable[:, None, None]
             if bool((poles.imag[usable] != 0).any()) or rates.is_complex():

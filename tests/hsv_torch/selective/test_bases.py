@@ -290,3 +290,23 @@ def test_bad_arguments():
     ):
         with pytest.raises(hsv.HsvError, match=message):
             make()
+
+
+def test_the_mean_system_is_truncated_as_a_system():
+    """Poles, and the impulse response from u to y, are those of hsv's balanced truncation of each channel's mean system."""
+    layer, x = mamba(8, 2), sequences(d_model=2)
+    _, planned = cut(layer, 3, ChannelBasis("mean_system"), x)
+    assert len(planned.notes) == 1
+    with torch.no_grad():
+        q = layer.quantities(x)
+        B, C = (part.mean((0, 1)).expand(4, 8) for part in (q.B, q.C))
+        system = hsv.DiagonalStateSpace(-layer.A_log.exp(), B[..., None], C[:, None], dt=0)
+    reduced = hsv.balanced_truncation(system, 3)
+    np.testing.assert_allclose(planned.hankel_singular_values, reduced.hankel_singular_values, rtol=1e-9, atol=1e-15)
+    rates, (Bt, Ct) = planned.payload.cut.rates, planned.payload.cut.transforms
+    dtype = torch.complex128
+    w = torch.tensor([0.0, 0.3, 2.0], dtype=torch.float64)
+    write, read = (Bt.to(dtype) @ B.to(dtype)[..., None])[..., 0], (Ct.to(dtype) @ C.to(dtype)[..., None])[..., 0]
+    response = (read * write / (1j * w[:, None, None] - rates)).sum(-1).T  # (d, frequencies)
+    expected = torch.as_tensor(reduced.system.frequency_response(w))[..., 0, 0]
+    torch.testing.assert_close(response, expected.reshape(response.shape), rtol=1e-7, atol=1e-12)
