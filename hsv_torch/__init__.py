@@ -14,7 +14,7 @@ from hsv_torch.adapters import (
 )
 from hsv_torch.checkpoint import CheckpointError, load_into, save_checkpoint
 from hsv_torch.compress import compress_
-from hsv_torch.criteria import ComplexHankel, Criterion, DiagonalCriterion, RealHankel, SymmetricHankel
+from hsv_torch.criteria import ComplexHankel, Criterion, DiagonalCriterion, RealHankel, RealPoles, SymmetricHankel
 from hsv_torch.guard import Rollback
 from hsv_torch.history import CompressionReport, Drift, Event, History, LayerRecord
 from hsv_torch.in_training import InTrainingCompressor
@@ -60,6 +60,7 @@ __all__ = [
     "Mamba",
     "Observation",
     "RealHankel",
+    "RealPoles",
     "Rollback",
     "Schedule",
     "SelectiveAdapter",

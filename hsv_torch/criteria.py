@@ -11,6 +11,7 @@ them; a system with fewer states to distinguish than that gets states that nothi
 from __future__ import annotations
 
 import abc
+import math
 import warnings
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -168,14 +169,7 @@ class ComplexHankel(DiagonalCriterion):
         own = _truncate(system, rule)
         size = int(own.orders.max())
         red = own if int(own.orders.min()) == size else _truncate(system, hsv.Order(size))
-        form = _diagonal_form(red, own.orders, self.max_condition)
-        zero = torch.zeros_like(form.right)
-        return _diagonal_cut(
-            system, form.poles, form.B, form.C,
-            states=(form.right, zero), outputs=(form.left.conj(), zero), poles_from=(form.right * form.left.conj(), zero),
-            padding=form.padding, order=form.order, sigma=_sigma(red), error_bound=form.error_bound,
-            condition=form.condition, notes=form.notes,
-        )  # fmt: skip
+        return _whole(system, red, own.orders, self.max_condition)
 
 
 @dataclass(frozen=True)
@@ -256,7 +250,7 @@ class SymmetricHankel(DiagonalCriterion):
     chooses by the values of both parts together, and the error is at most twice the sum of the discarded ones, the bound of each part added up.
 
     Truncating the whole system, as :class:`ComplexHankel` does, discards less for the same order, but may make pairs of complex poles, which
-    a layer with real poles cannot hold.
+    a layer with real poles cannot hold. :class:`RealPoles` takes the better of both.
 
     References
     ----------
@@ -269,32 +263,151 @@ class SymmetricHankel(DiagonalCriterion):
 
     def reduce(self, system: hsv.DiagonalStateSpace, rule: hsv.Rule | int) -> DiagonalCut:
         """Plan the cut; raises :class:`hsv.HsvError` if the systems are complex or have several inputs or outputs."""
-        parts = _symmetric_parts(system)
-        sigma, n = _host(parts.sigma), system.n_states
-        chosen = hsv.as_rule(rule).choose(sigma)
-        if not chosen.max(initial=0):
-            raise _nothing_to_keep(sigma)
-        # The factor holds the roots of the values to the precision that the values themselves have elsewhere.
-        rank = np.sum(sigma > (n * _EPS) ** 2 * sigma[..., :1], axis=-1)
-        orders = torch.from_numpy(np.asarray(np.minimum(chosen.max(), rank))).to(parts.sigma.device)
-        size = int(orders.max())
-        kept = torch.arange(size, device=orders.device) < orders[..., None]  # (..., size)
+        return _apart(system, rule)[0]
 
-        basis = parts.vectors[..., :size] * kept[..., None, :]  # (..., n, size), orthonormal
-        A = basis.mT @ (system.poles()[..., :, None] * basis)
-        # Empty states get the pole 2, so that they come last.
-        poles, vectors = torch.linalg.eigh(A + 2 * torch.diag_embed((~kept).to(A.dtype)))
-        basis = (basis @ vectors) * kept[..., None, :]
-        weight, scale = parts.weight[..., :, None], parts.scale[..., :, None]  # (..., n, 1)
-        zero = torch.zeros_like(basis)
-        tail = np.where(np.arange(n) >= _host(orders)[..., None], sigma, 0.0)
-        rounding = 8 * n * _EPS * np.sqrt(tail * sigma[..., :1]) + (8 * n * _EPS) ** 2 * sigma[..., :1]
-        return _diagonal_cut(
-            system, poles + 0j, basis.mT @ weight + 0j, (parts.sign[..., None, :] * weight.mT) @ basis + 0j,
-            states=(torch.where(scale > 0, basis / scale, 0.0) + 0j, zero + 0j), outputs=(scale * basis + 0j, zero + 0j),
-            poles_from=(basis**2 + 0j, zero + 0j), padding=~kept, order=size, sigma=parts.sigma,
-            error_bound=float(2 * (tail + rounding).sum(-1).max()), condition=1.0, notes=(),
+
+@dataclass(frozen=True)
+class RealPoles(DiagonalCriterion):
+    r"""Balanced truncation that keeps real poles real: of each system whatever has the smaller bound.
+
+    One candidate is the balanced truncation of the whole system at the largest order, up to the size of the layer, at which its poles are real, positive if the old
+    ones are, and its eigenvectors well conditioned. It decays faster, for the parts with positive and negative weight cancel in it. The other is :class:`SymmetricHankel`, which
+    always exists. Both bounds are known beforehand, so that the choice is never worse than :class:`SymmetricHankel`, whose values the rule chooses by.
+
+    Parameters
+    ----------
+    max_condition : float
+        Balanced truncations of the whole system with eigenvectors of a larger condition number are no candidates.
+    """
+
+    max_condition: float = 1e6
+
+    def spectrum(self, system: hsv.DiagonalStateSpace) -> np.ndarray:
+        """Return the Hankel singular values of both parts, as :class:`SymmetricHankel` does."""
+        return SymmetricHankel().spectrum(system)
+
+    def reduce(self, system: hsv.DiagonalStateSpace, rule: hsv.Rule | int) -> DiagonalCut:
+        """Plan the cut; raises :class:`hsv.HsvError` if the systems are complex or have several inputs or outputs."""
+        apart, bounds = _apart(system, rule)
+        red = _truncate(system, hsv.Order(apart.n_states))
+        red = _leading(red, _largest_real_orders(red, system.poles().amin(-1) > 0))
+        usable = _diagonalize(red.system)[1].to(red.orders.device) <= self.max_condition
+        red = _leading(red, torch.where(usable, red.orders, 0))
+        whole_bounds = _host(_bound(red))
+        better = (whole_bounds < bounds) & (_host(red.orders) > 0)
+        if not better.any():
+            return apart
+        whole = _widened(_whole(system, red, red.orders, self.max_condition), apart.n_states)
+        merged = _choose(torch.from_numpy(np.asarray(better)).to(red.orders.device), whole, apart)
+        notes = () if better.all() else (
+            f"in {int((~better).sum())} of {better.size} systems the states with positive and with negative weight were truncated apart, for together they "
+            "would have no real poles or a larger error",
         )  # fmt: skip
+        return replace(
+            merged,
+            order=merged.n_states,
+            error_bound=float(np.where(better, whole_bounds, bounds).max()),
+            notes=(*notes, *_empty_states(merged.padding)),
+        )
+
+
+def _whole(system: hsv.DiagonalStateSpace, red: hsv.Reduction, own: Tensor, max_condition: float) -> DiagonalCut:
+    """The cut that a reduction of the whole system makes; see :func:`_diagonal_form`."""
+    form = _diagonal_form(red, own, max_condition)
+    zero = torch.zeros_like(form.right)
+    return _diagonal_cut(
+        system, form.poles, form.B, form.C,
+        states=(form.right, zero), outputs=(form.left.conj(), zero), poles_from=(form.right * form.left.conj(), zero),
+        padding=form.padding, order=form.order, sigma=_sigma(red), error_bound=form.error_bound,
+        condition=form.condition, notes=form.notes,
+    )  # fmt: skip
+
+
+def _largest_real_orders(red: hsv.Reduction, positive: Tensor) -> Tensor:
+    """Largest order at which the leading part of each balanced real system has real poles, where asked for positive ones; 0 if none has."""
+    orders, A = red.orders.clone(), red.system.A
+    open_ = orders > 0
+    while bool(open_.any()):
+        order = orders[open_]
+        size = int(order.max())
+        keep = torch.arange(size, device=A.device) < order[:, None]
+        poles = torch.linalg.eigvals(A[open_][..., :size, :size] * keep[:, :, None] * keep[:, None, :])
+        not_positive = (poles.real <= 0) & positive[open_][:, None]
+        # The empty rows have the pole 0.
+        spare = torch.where(positive[open_], size - order, 0)
+        bad = ((poles.imag != 0) | not_positive).sum(-1) > spare
+        orders[open_] = order - bad.to(order.dtype)
+        open_[open_.clone()] = bad & (order > 1)
+    return orders
+
+
+def _widened(cut: DiagonalCut, size: int) -> DiagonalCut:
+    """The same cut with empty states up to `size`."""
+    extra = size - cut.n_states
+
+    def wide(x: Tensor) -> Tensor:
+        return torch.cat([x, x.new_zeros(*x.shape[:-1], extra)], dim=-1)
+
+    def wide_map(f: WidelyLinearMap) -> WidelyLinearMap:
+        return WidelyLinearMap(wide(f.linear), wide(f.conjugate))
+
+    return replace(
+        cut, log_poles=wide(cut.log_poles), B=wide(cut.B.mT).mT, C=wide(cut.C),
+        states=wide_map(cut.states), outputs=wide_map(cut.outputs), log_pole_map=wide_map(cut.log_pole_map),
+    )  # fmt: skip
+
+
+def _choose(which: Tensor, first: DiagonalCut, second: DiagonalCut) -> DiagonalCut:
+    """The first cut for the systems in the mask `which`, the second for the others, without states that are empty in all."""
+
+    def where(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(which.reshape(which.shape + (1,) * (a.ndim - which.ndim)), a, b)
+
+    padding = where(first.padding, second.padding)
+    size = int((~padding).sum(-1).max())
+
+    def where_map(a: WidelyLinearMap, b: WidelyLinearMap) -> WidelyLinearMap:
+        return WidelyLinearMap(where(a.linear, b.linear)[..., :size], where(a.conjugate, b.conjugate)[..., :size])
+
+    log_poles = torch.where(padding, math.log(0.5), where(first.log_poles, second.log_poles))
+    return replace(
+        second, log_poles=log_poles[..., :size], B=where(first.B, second.B)[..., :size, :], C=where(first.C, second.C)[..., :size],
+        states=where_map(first.states, second.states), outputs=where_map(first.outputs, second.outputs),
+        log_pole_map=where_map(first.log_pole_map, second.log_pole_map),
+        eigenvector_condition=max(first.eigenvector_condition, second.eigenvector_condition),
+    )  # fmt: skip
+
+
+def _apart(system: hsv.DiagonalStateSpace, rule: hsv.Rule | int) -> tuple[DiagonalCut, np.ndarray]:
+    """The cut of :class:`SymmetricHankel`, and the bound of each system."""
+    parts = _symmetric_parts(system)
+    sigma, n = _host(parts.sigma), system.n_states
+    chosen = hsv.as_rule(rule).choose(sigma)
+    if not chosen.max(initial=0):
+        raise _nothing_to_keep(sigma)
+    # The factor holds the roots of the values to the precision that the values themselves have elsewhere.
+    rank = np.sum(sigma > (n * _EPS) ** 2 * sigma[..., :1], axis=-1)
+    orders = torch.from_numpy(np.asarray(np.minimum(chosen.max(), rank))).to(parts.sigma.device)
+    size = int(orders.max())
+    kept = torch.arange(size, device=orders.device) < orders[..., None]  # (..., size)
+
+    basis = parts.vectors[..., :size] * kept[..., None, :]  # (..., n, size), orthonormal
+    A = basis.mT @ (system.poles()[..., :, None] * basis)
+    # Empty states get the pole 2, so that they come last.
+    poles, vectors = torch.linalg.eigh(A + 2 * torch.diag_embed((~kept).to(A.dtype)))
+    basis = (basis @ vectors) * kept[..., None, :]
+    weight, scale = parts.weight[..., :, None], parts.scale[..., :, None]  # (..., n, 1)
+    zero = torch.zeros_like(basis)
+    tail = np.where(np.arange(n) >= _host(orders)[..., None], sigma, 0.0)
+    rounding = 8 * n * _EPS * np.sqrt(tail * sigma[..., :1]) + (8 * n * _EPS) ** 2 * sigma[..., :1]
+    bounds = np.asarray(2 * (tail + rounding).sum(-1))
+    cut = _diagonal_cut(
+        system, poles + 0j, basis.mT @ weight + 0j, (parts.sign[..., None, :] * weight.mT) @ basis + 0j,
+        states=(torch.where(scale > 0, basis / scale, 0.0) + 0j, zero + 0j), outputs=(scale * basis + 0j, zero + 0j),
+        poles_from=(basis**2 + 0j, zero + 0j), padding=~kept, order=size, sigma=parts.sigma,
+        error_bound=float(bounds.max()), condition=1.0, notes=(),
+    )  # fmt: skip
+    return cut, bounds
 
 
 class _SymmetricParts(NamedTuple):
@@ -351,12 +464,17 @@ def _sigma(red: hsv.Reduction) -> Tensor:
     return red.hankel_singular_values
 
 
-def _leading(red: hsv.Reduction, orders: Tensor, note: str) -> hsv.Reduction:
+def _bound(red: hsv.Reduction) -> Tensor:
+    assert red.error_bound is not None
+    return red.error_bound
+
+
+def _leading(red: hsv.Reduction, orders: Tensor, note: str = "") -> hsv.Reduction:
     """The reductions to the leading `orders` states, at most those of `red`: a part of a balanced system is balanced."""
     assert red.left is not None
     assert red.right is not None
     assert red.error_bound is not None
-    size, sys, sigma = int(orders.max()), red.system, _sigma(red)
+    size, sys, sigma = max(int(orders.max()), 1), red.system, _sigma(red)
     keep = (torch.arange(size, device=sys.A.device) < orders[..., None]).to(sys.A.real.dtype)  # (..., size)
     rows, columns = keep[..., :, None], keep[..., None, :]
     index = torch.arange(sigma.shape[-1], device=sigma.device)
@@ -370,7 +488,7 @@ def _leading(red: hsv.Reduction, orders: Tensor, note: str) -> hsv.Reduction:
         red.error_bound + 2 * (sigma * dropped).sum(-1) * (1 + 1e-12),
         red.left[..., :size] * columns,
         red.right[..., :size] * columns,
-        (*red.notes, note),
+        (*red.notes, note) if note else red.notes,
     )  # fmt: skip
 
 
@@ -515,13 +633,7 @@ def _diagonal_cut(
     condition: float,
     notes: tuple[str, ...],
 ) -> DiagonalCut:
-    short = int(padding.any(-1).sum())
-    if short:
-        notes = (
-            *notes,
-            f"in {short} of {padding[..., 0].numel()} systems fewer than {padding.shape[-1]} states can be told from rounding errors: "
-            f"{int(padding.sum())} states stay empty",
-        )
+    notes = (*notes, *_empty_states(padding))
     size = poles.abs()
     at_zero = (size < SMALLEST_POLE) & ~padding
     if bool(at_zero.any()):
@@ -551,6 +663,16 @@ def _diagonal_cut(
         error_bound=error_bound,
         eigenvector_condition=condition,
         notes=notes,
+    )
+
+
+def _empty_states(padding: Tensor) -> tuple[str, ...]:
+    short = int(padding.any(-1).sum())
+    if not short:
+        return ()
+    return (
+        f"in {short} of {padding[..., 0].numel()} systems fewer than {padding.shape[-1]} states are of use or can be told from rounding errors: "
+        f"{int(padding.sum())} states stay empty",
     )
 
 

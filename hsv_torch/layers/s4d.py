@@ -17,7 +17,7 @@ from hsv_torch.criteria import (
     Criterion,
     DiagonalCriterion,
     DiagonalCut,
-    SymmetricHankel,
+    RealPoles,
 )
 from hsv_torch.layers._checks import COMPLEX, check_choice, check_dtype, check_size, checked_input, without_padding
 from hsv_torch.layers._discretization import DISCRETIZATIONS, _derivative
@@ -284,8 +284,8 @@ class S4DAdapter(LayerAdapter):
 
     @override
     def default_criterion(self, layer: S4D) -> Criterion:
-        """:class:`SymmetricHankel` where poles are real and have one weight each, otherwise :class:`ComplexHankel`."""
-        return SymmetricHankel() if layer.is_real and not layer.bidirectional else ComplexHankel()
+        """:class:`RealPoles` where poles are real and have one weight each, otherwise :class:`ComplexHankel`."""
+        return RealPoles() if layer.is_real and not layer.bidirectional else ComplexHankel()
 
     @override
     def n_states(self, layer: S4D) -> int:
@@ -455,7 +455,7 @@ def _refuse_what_is_not_real(layer: S4D, plan: DiagonalCut) -> None:
     found = f"{pole.real:.4g}" + (f"{pole.imag:+.4g}j" if abs(pole.imag) > 1e-12 else "")
     raise CutRefusedError(
         f"channel {channel}: the reduced system has the pole {found} (as have {int(bad.any(1).sum())} of {layer.d_model} channels some that are not "
-        f"{'real' if layer.discretization == 'bilinear' else 'positive'}), and the layer's poles are real; use SymmetricHankel(), under which they stay real, "
+        f"{'real' if layer.discretization == 'bilinear' else 'positive'}), and the layer's poles are real; use RealPoles(), under which they stay real, "
         "another order, or a layer with complex poles",
         plan.hankel_singular_values,
     )

@@ -31,7 +31,7 @@ CASES = [
     (hsv_torch.LRU, {"max_phase": 0.3, "mode": "scan"}, CRITERIA),
     (hsv_torch.S4D, {}, CRITERIA),
     (hsv_torch.S4D, {"initialization": "inv", "discretization": "bilinear", "bidirectional": True}, CRITERIA),
-    (hsv_torch.S4D, {"initialization": "real"}, [hsv_torch.SymmetricHankel()]),
+    (hsv_torch.S4D, {"initialization": "real"}, [hsv_torch.SymmetricHankel(), hsv_torch.RealPoles()]),
     (hsv_torch.S5, {}, CRITERIA),
     (hsv_torch.S5, {"discretization": "bilinear", "bidirectional": True}, CRITERIA),
     (hsv_torch.Mamba, {}, [selective.StateChoice(), selective.SharedBasis(), selective.ChannelBasis()]),

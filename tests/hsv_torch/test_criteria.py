@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import hsv
-from hsv_torch import ComplexHankel, CutRefusedError, RealHankel, SymmetricHankel
+from hsv_torch import ComplexHankel, CutRefusedError, RealHankel, RealPoles, SymmetricHankel
 from hsv_torch.criteria import WidelyLinearMap, _fit_into, _slots, _truncate
 
 READINGS = pytest.mark.parametrize("criterion", [ComplexHankel(), RealHankel()], ids=lambda c: type(c).__name__)
@@ -172,6 +172,56 @@ class TestSymmetric:
         silent = relaxations()
         with pytest.raises(CutRefusedError, match="no input reaches the output"):
             SymmetricHankel().reduce(hsv.DiagonalStateSpace(silent.poles(), silent.B, 0 * silent.C, dt=True), 2)
+
+
+class TestRealPoles:
+    @pytest.mark.parametrize("order", [1, 2, 4, 5])
+    def test_every_system_has_the_smaller_bound_of_what_is_possible(self, order):
+        """Against trying each order of each system by itself."""
+        system = relaxations(40, seed=order)
+        plan = RealPoles().reduce(system, order)
+        apart = SymmetricHankel().reduce(system, order)
+        poles = plan.log_poles.exp()
+        assert not poles.imag.any()
+        assert bool(((poles.real > 0) & (poles.real < 1)).all())
+        bounds = []
+        for i in range(40):
+            best = 2 * apart.hankel_singular_values[i, order:].sum()
+            for k in range(order, 0, -1):
+                red = hsv.balanced_truncation(select(system, i), k)
+                found = np.linalg.eigvals(red.system.A.numpy())
+                if not found.imag.any() and found.real.min() > 0:
+                    best = min(best, float(red.error_bound))
+                    break
+            bounds.append(best)
+        reduced = hsv.DiagonalStateSpace(poles.real, plan.B.real, plan.C.real, dt=True)
+        assert (hsv.hinf_error(system, reduced).numpy() <= np.array(bounds) * (1 + 1e-9) + 1e-11).all()
+        assert plan.error_bound == pytest.approx(max(bounds), rel=1e-6)
+
+    def test_negative_poles_are_allowed_where_there_were_some(self):
+        """``(-0.8)^k + 0.05 (0.9)^k``: the first pole alone is the best of order 1."""
+        system = hsv.DiagonalStateSpace(torch.tensor([-0.8, 0.9], dtype=torch.float64), torch.ones(2, 1, dtype=torch.float64), torch.tensor([[1.0, 0.05]], dtype=torch.float64), dt=True)  # fmt: skip
+        plan = RealPoles().reduce(system, 1)
+        assert float(plan.log_poles.exp().real) == pytest.approx(-0.8, abs=0.05)
+        # Weights of two signs: together a pole below 0 is best, but none was there, and what is left is above it.
+        system = hsv.DiagonalStateSpace(torch.tensor([0.1, 0.3], dtype=torch.float64), torch.ones(2, 1, dtype=torch.float64), torch.tensor([[-1.0, 1.1]], dtype=torch.float64), dt=True)  # fmt: skip
+        assert float(RealPoles().reduce(system, 1).log_poles.exp().real) > 0
+
+    def test_ill_conditioned_wholes_are_no_candidates(self):
+        system = relaxations(40)
+        strict = RealPoles(max_condition=1.0 + 1e-12).reduce(system, 4)
+        apart = SymmetricHankel().reduce(system, 4)
+        assert strict.eigenvector_condition < 1.1
+        free = RealPoles().reduce(system, 4)
+        assert 1.1 < free.eigenvector_condition <= 1e6
+        assert free.error_bound <= strict.error_bound * (1 + 1e-9) <= apart.error_bound * (1 + 1e-8)
+
+    def test_a_single_system(self):
+        system = relaxations(3)
+        plan = RealPoles().reduce(system, 3)
+        for i in range(3):
+            alone = RealPoles().reduce(select(system, i), 3)
+            torch.testing.assert_close(markov(plan, i), markov(alone), rtol=1e-8, atol=1e-10)
 
 
 def test_a_real_system_has_one_reading():
