@@ -423,7 +423,7 @@ class _SymmetricParts(NamedTuple):
 def _symmetric_parts(system: hsv.DiagonalStateSpace) -> _SymmetricParts:
     if system.is_complex or system.n_inputs != 1 or system.n_outputs != 1:
         raise hsv.HsvError(
-            "SymmetricHankel takes real systems with one input and one output (S4D with real poles, in one direction), got a "
+            "SymmetricHankel and RealPoles take real systems with one input and one output (S4D with real poles, in one direction), got a "
             f"{'complex' if system.is_complex else 'real'} one with {system.n_inputs} inputs and {system.n_outputs} outputs; use "
             "ComplexHankel or RealHankel"
         )

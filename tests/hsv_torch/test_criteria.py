@@ -203,8 +203,9 @@ class TestRealPoles:
         system = hsv.DiagonalStateSpace(torch.tensor([-0.8, 0.9], dtype=torch.float64), torch.ones(2, 1, dtype=torch.float64), torch.tensor([[1.0, 0.05]], dtype=torch.float64), dt=True)  # fmt: skip
         plan = RealPoles().reduce(system, 1)
         assert float(plan.log_poles.exp().real) == pytest.approx(-0.8, abs=0.05)
-        # Weights of two signs: together a pole below 0 is best, but none was there, and what is left is above it.
-        system = hsv.DiagonalStateSpace(torch.tensor([0.1, 0.3], dtype=torch.float64), torch.ones(2, 1, dtype=torch.float64), torch.tensor([[-1.0, 1.1]], dtype=torch.float64), dt=True)  # fmt: skip
+        # Weights of two signs: together the best pole is below 0, where none was.
+        system = hsv.DiagonalStateSpace(torch.tensor([0.1, 0.3], dtype=torch.float64), torch.ones(2, 1, dtype=torch.float64), torch.tensor([[1.5, -1.0]], dtype=torch.float64), dt=True)  # fmt: skip
+        assert float(ComplexHankel().reduce(system, 1).log_poles.exp().real) < 0
         assert float(RealPoles().reduce(system, 1).log_poles.exp().real) > 0
 
     def test_ill_conditioned_wholes_are_no_candidates(self):
