@@ -237,3 +237,8 @@ def test_a_dict_that_is_no_configuration_says_why():
 def test_an_impossible_call_says_why(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+def test_every_layer_of_the_package_has_a_short_name():
+    own = {layer for layer in hsv_torch.registered_layer_types() if layer.__module__.startswith("hsv_torch.layers")}
+    assert own == {kind.layer for kind in LAYER_KINDS.values()}
