@@ -477,3 +477,4 @@ _READERS: dict[str, Callable[[Path, float | bool | None], Model]] = {
     ".json": _read_json,
     ".mat": _read_mat,
 }
+SUFFIXES = tuple(_WRITERS)

@@ -24,6 +24,7 @@ from hsv._errors import HsvError, OrderError, OrderWarning
 from hsv._hankel import from_real_coordinates, gramian_factors
 from hsv._order import ErrorBound, Order, Rule, as_rule
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, stability_margin
+from hsv._text import reduction_html, reduction_text
 
 _EPS = float(np.finfo(np.float64).eps)
 _CLUSTER = 1e-6  # neighbours closer than this, relatively, make the kept subspace arbitrary
@@ -58,6 +59,12 @@ class Reduction:
     left: Array | None
     right: Array | None
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return reduction_text(self)
+
+    def _repr_html_(self) -> str:
+        return reduction_html(self)
 
     def select(self, index: int | tuple[int, ...] = ()) -> Reduction:
         """Return the reduction of one system of the batch, without the padding.

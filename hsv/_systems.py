@@ -28,6 +28,7 @@ from hsv._array import (
     zeros,
 )
 from hsv._errors import DtypeError, HsvError, IllConditionedError, ShapeError
+from hsv._text import system_html
 
 
 class LinearSystem:
@@ -124,6 +125,9 @@ class LinearSystem:
     def to_dense(self) -> StateSpace:
         """Return the system with a dense state matrix."""
         raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        return system_html(self)
 
     def _describe(self, kind: str) -> str:
         batch = f"batch {self.batch_shape}, " if self.batch_shape else ""

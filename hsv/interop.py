@@ -237,7 +237,8 @@ def to_scipy(sys: LinearSystem) -> scipy.signal.StateSpace:
     Returns
     -------
     scipy.signal.StateSpace
-        An ``lti`` in continuous time, a ``dlti`` with the same ``dt`` in discrete time; in double precision. Its ``to_tf()`` and ``to_zpk()`` give the other forms.
+        An ``lti`` in continuous time, a ``dlti`` with the same ``dt`` in discrete time; in double precision. Its ``to_tf()`` and ``to_zpk()``
+        give the other forms, by polynomials that lose digits as the order grows.
 
     Raises
     ------
@@ -248,8 +249,8 @@ def to_scipy(sys: LinearSystem) -> scipy.signal.StateSpace:
     --------
     >>> import hsv
     >>> converted = hsv.to_scipy(hsv.StateSpace([[-2.0]], [[6.0]], [[1.0]], dt=0))
-    >>> converted.poles.tolist(), converted.freqresp([0.0])[1].real.tolist()         # 6 / 2
-    ([-2.0], [3.0])
+    >>> type(converted).__name__, converted.A.tolist()
+    ('StateSpaceContinuous', [[-2.0]])
     """
     import scipy.signal
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours: told apart by everybody, legible on white and on black.
 _ORIGINAL, _REDUCED, _ERROR = "#0072b2", "#d55e00", "#009e73"
 _GREY = "#808080"
+MATPLOTLIB_MISSING = 'pictures need the package matplotlib, which is not installed: pip install "hsv-control[plot]"'
 _EPS = float(np.finfo(np.float64).eps)
 _MOST_BARS = 40  # above, gaps between bars are thinner than a pixel
 _PER_DECADE, _MOST_DECADES = 60, 12
@@ -250,17 +251,15 @@ def plot_poles(sys: LinearSystem, reduced: LinearSystem | Reduction | None = Non
 
 
 def _axes(ax: Axes | None) -> Any:
+    if ax is not None:
+        if not hasattr(ax, "set_yscale"):
+            raise DtypeError(f"ax must be an Axes of matplotlib, got {type(ax).__name__}; plt.subplots()[1] makes one")
+        return ax
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise MissingBackendError(
-            'pictures need the package matplotlib, which is not installed: pip install "hsv-control[plot]"'
-        ) from error
-    if ax is None:
-        return plt.subplots(layout="constrained")[1]
-    if not hasattr(ax, "set_yscale"):
-        raise DtypeError(f"ax must be an Axes of matplotlib, got {type(ax).__name__}; plt.subplots()[1] makes one")
-    return ax
+        raise MissingBackendError(MATPLOTLIB_MISSING) from error
+    return plt.subplots(layout="constrained")[1]
 
 
 def _require_system(sys: object) -> None:

@@ -1,0 +1,24 @@
+"""The command ``hsv``, also as ``python -m hsv``; says what to install where its packages are missing."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        from hsv import cli
+    except ModuleNotFoundError as error:
+        if error.name not in ("typer", "rich"):
+            raise
+        print(
+            f'Error: the command needs the package {error.name}, which is not installed: pip install "hsv-control[cli]"',
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()
