@@ -93,6 +93,7 @@ def save_checkpoint(
         "sizes": layer_sizes(model),
         "model": model.state_dict(),
         "optimizer": None if optimizer is None else optimizer.state_dict(),
+        "optimizer_parameters": None if optimizer is None else _names_in_groups(model, optimizer),
         "extra": extra,
     }
     path = Path(path)
@@ -156,8 +157,9 @@ def load_into(
         _check_matches(model, content["model"], path)
         model.load_state_dict(content["model"])
         if optimizer is not None:
+            state = _in_the_order_of(optimizer, model, content["optimizer"], content["optimizer_parameters"], path)
             try:
-                optimizer.load_state_dict(content["optimizer"])
+                optimizer.load_state_dict(state)
             except (KeyError, ValueError) as error:
                 raise CheckpointError(f"{path} was saved with an optimizer of other groups: {error}") from error
     except BaseException:
@@ -204,6 +206,50 @@ def _check_matches(model: nn.Module, stored: Mapping[str, Any], path: str | os.P
             raise CheckpointError(
                 f"{path}: {name!r} has shape {tuple(found.shape)}, and {tuple(value.shape)} in this model"
             )
+
+
+def _names_in_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]]:
+    """The names of the parameters in each group; empty for one that is not the model's.
+
+    A cut can add a parameter at the end of its group, where a new optimizer has it elsewhere: positions alone do not say which is which.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [[names.get(id(parameter), "") for parameter in group["params"]] for group in optimizer.param_groups]
+
+
+def _in_the_order_of(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    stored: dict[str, Any],
+    stored_names: list[list[str]],
+    path: str | os.PathLike[str],
+) -> dict[str, Any]:
+    """The stored state with the places that the model's parameters have in `optimizer`."""
+    own_names = _names_in_groups(model, optimizer)
+    if own_names == stored_names:
+        return stored
+    if [sorted(group) for group in own_names] != [sorted(group) for group in stored_names]:
+        missing = sorted({name for group in own_names for name in group} - {n for group in stored_names for n in group})
+        raise CheckpointError(
+            f"{path} was saved with an optimizer of other groups: {len(stored_names)} groups of {[len(g) for g in stored_names]} parameters, where this one "
+            f"has {[len(g) for g in own_names]}" + (f"; {missing[:5]} were not in it" if missing else "")
+        )
+    places = {
+        name: place
+        for names, group in zip(stored_names, stored["param_groups"], strict=True)
+        for name, place in zip(names, group["params"], strict=True)
+    }
+    own = optimizer.state_dict()
+    state = {}
+    for names, group in zip(own_names, own["param_groups"], strict=True):
+        for name, place in zip(names, group["params"], strict=True):
+            if places[name] in stored["state"]:
+                state[place] = stored["state"][places[name]]
+    groups = [
+        {**there, "params": here["params"]}
+        for here, there in zip(own["param_groups"], stored["param_groups"], strict=True)
+    ]
+    return {**stored, "state": state, "param_groups": groups}
 
 
 def _first_line(error: Exception) -> str:

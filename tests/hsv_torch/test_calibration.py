@@ -194,6 +194,32 @@ def test_an_optimizer_takes_in_what_a_cut_adds_and_a_checkpoint_remembers_it(tmp
     assert torch.equal(fresh.eval()(batches()[2]), whole.eval()(batches()[2]))
 
 
+def test_moments_find_their_parameters_whatever_their_order(tmp_path):
+    """An optimizer made after the cut has the added parameter where the module has it, one that lived through the cut at the end."""
+    model = make()
+    hsv_torch.compress_(model, 3, calibration=batches())
+    optimizer = trained(model)
+    hsv_torch.save_checkpoint(model, tmp_path / "cut.pt", optimizer=optimizer)
+    fresh = make(seed=5)
+    fresh_optimizer = trained(fresh)
+    hsv_torch.load_into(fresh, tmp_path / "cut.pt", optimizer=fresh_optimizer)
+    names = [name for name, _ in fresh.named_parameters()]
+    assert names.index("3.bias") < len(names) - 1
+    held = [id(p) for p in fresh_optimizer.param_groups[0]["params"]]
+    assert held != [id(p) for p in fresh.parameters()]
+    for (name, mine), (_, theirs) in zip(fresh.named_parameters(), model.named_parameters(), strict=True):
+        for key, value in optimizer.state[theirs].items():
+            assert torch.equal(fresh_optimizer.state[mine][key], value), (name, key)
+
+
+def test_an_optimizer_of_other_groups_is_refused(tmp_path):
+    model = make()
+    hsv_torch.save_checkpoint(model, tmp_path / "all.pt", optimizer=trained(model))
+    part = torch.optim.AdamW(model[3].parameters())
+    with pytest.raises(hsv_torch.CheckpointError, match=r"optimizer of other groups: 1 groups of \[9\]"):
+        hsv_torch.load_into(model, tmp_path / "all.pt", optimizer=part)
+
+
 def test_a_guard_takes_away_what_the_cut_added():
     model = make()
     optimizer = trained(model)
