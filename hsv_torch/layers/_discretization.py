@@ -213,11 +213,11 @@ class SampledCut:
         rule = old.rule
         old_log, old_gains = rule.discretize(old.poles, old.steps)
         _, new_gains = rule.discretize(new.poles, new.steps)
-        by_log_pole = _derivative(lambda log_poles: rule.undo(log_poles, old.steps)[0], old_log)
-        by_pole = _derivative(lambda poles: rule.discretize(poles, new.steps)[0], new.poles)
+        by_log_pole = derivative(lambda log_poles: rule.undo(log_poles, old.steps)[0], old_log)
+        by_pole = derivative(lambda poles: rule.discretize(poles, new.steps)[0], new.poles)
         # Both depend on the product of pole and step, so that a change of log-step is one of the pole by its own size.
         by_step = by_pole * new.poles
-        gain_by_step = 1 + new.poles * _derivative(lambda p: rule.discretize(p, new.steps)[1].log(), new.poles)
+        gain_by_step = 1 + new.poles * derivative(lambda p: rule.discretize(p, new.steps)[1].log(), new.poles)
 
         poles_map = plan.log_pole_map.between(by_log_pole, by_pole)
         steps_map = plan.log_pole_map.between(by_log_pole, by_step)
@@ -229,7 +229,7 @@ class SampledCut:
         return new_poles, new_B, plan.outputs.pull_back(C.mT, squared=True).mT, log_steps
 
 
-def _derivative(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+def derivative(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     """Of a function that is holomorphic and acts element by element."""
     value, transpose = torch.func.vjp(function, z)  # type: ignore[misc]
     return transpose(torch.ones_like(value))[0].conj()

@@ -20,7 +20,7 @@ from hsv_torch.criteria import (
     RealPoles,
 )
 from hsv_torch.layers._checks import COMPLEX, check_choice, check_dtype, check_size, checked_input, without_padding
-from hsv_torch.layers._discretization import DISCRETIZATIONS, _derivative
+from hsv_torch.layers._discretization import DISCRETIZATIONS, derivative
 from hsv_torch.layers._discretization import Discretization as Rule
 from hsv_torch.layers._hippo import hippo_normal
 from hsv_torch.scan._convolution import fast_length
@@ -422,8 +422,8 @@ def _coordinates(layer: S4D, A: Tensor) -> _Coordinates:
     return _Coordinates(
         A,
         rule.discretize(A, steps)[1],
-        _derivative(lambda A: rule.discretize(A, steps)[0], A),
-        _derivative(lambda A: rule.discretize(A, steps)[1], A),
+        derivative(lambda A: rule.discretize(A, steps)[0], A),
+        derivative(lambda A: rule.discretize(A, steps)[1], A),
     )
 
 

@@ -262,9 +262,8 @@ def test_the_contract_of_layers_holds(bidir, criterion):
         made.__class__ = Batched
         return made
 
-    # The clause "moments" is for real parameters: for complex ones the tests above stand.
-    found = check_adapter(make, inputs=sequences(3, 24), criteria=[criterion], skip=["moments"])
-    assert {n for n, outcome in found.items() if outcome != "holds"} == {"moments", "step", "lengths", "observation"}
+    found = check_adapter(make, inputs=sequences(3, 24), criteria=[criterion])
+    assert {n for n, outcome in found.items() if outcome != "holds"} == {"step", "lengths", "observation"}
 
 
 def test_checkpoints_of_cut_models(tmp_path):
