@@ -1,6 +1,11 @@
 """Gramians, Hankel singular values and balanced model reduction for NumPy, CuPy and torch arrays."""
 
 from hsv import time_varying
+from hsv._descriptor import (
+    from_descriptor,
+    solve_generalized_continuous_lyapunov,
+    solve_generalized_discrete_lyapunov,
+)
 from hsv._discretize import discretize
 from hsv._errors import (
     DtypeError,
@@ -78,6 +83,7 @@ __all__ = [
     "discretize",
     "frequency_limited_gramians",
     "from_control",
+    "from_descriptor",
     "from_pymor",
     "from_scipy",
     "h2_norm",
@@ -104,6 +110,8 @@ __all__ = [
     "solve_continuous_lyapunov_by_doubling",
     "solve_discrete_lyapunov",
     "solve_discrete_lyapunov_by_doubling",
+    "solve_generalized_continuous_lyapunov",
+    "solve_generalized_discrete_lyapunov",
     "solve_lyapunov_factored",
     "solve_lyapunov_factored_by_doubling",
     "solve_sylvester",

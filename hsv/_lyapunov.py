@@ -73,7 +73,7 @@ def solve_sylvester(a: Array, b: Array, q: Array) -> Array:
     a, b, q = as_arrays("abq", (a, b, q))
     require_square("a", a)
     require_square("b", b)
-    _check_right_hand_side("q", q, a.shape[-1], b.shape[-1], a, b)
+    check_right_hand_side("q", q, a.shape[-1], b.shape[-1], a, b)
     x = on_host(
         _sylvester,
         *(widen(_finite(name, array)) for name, array in zip("abq", (a, b, q), strict=True)),
@@ -404,20 +404,20 @@ def _sylvester(a: Matrix, b: Matrix, q: Matrix) -> Matrix:
     s, left = schur_form(a)
     t, right = schur_form(b)
     gap = np.abs(_diagonal(s)[..., :, None] + _diagonal(t)[..., None, :])
-    _check_regular(gap, _norm(a) + _norm(b), "a and -b must have no eigenvalue in common", "a x + x b = q")
-    y = _call_on_batch(_kernels.triangular_sylvester, s, t, _adjoint(left) @ q @ right)
-    return _real_if_all_are(left @ y @ _adjoint(right), a, b, q)
+    check_regular(gap, _norm(a) + _norm(b), "a and -b must have no eigenvalue in common", "a x + x b = q")
+    y = call_on_batch(_kernels.triangular_sylvester, s, t, adjoint(left) @ q @ right)
+    return real_if_all_are(left @ y @ adjoint(right), a, b, q)
 
 
 def _continuous_lyapunov(a: Matrix, q: Matrix) -> Matrix:
     s, z = schur_form(a)
     poles = _diagonal(s)
     gap = np.abs(poles[..., :, None] + poles.conj()[..., None, :])
-    _check_regular(gap, 2 * _norm(a), "no two eigenvalues of a may satisfy l_i + conj(l_j) = 0", "a x + x a^H = q")
+    check_regular(gap, 2 * _norm(a), "no two eigenvalues of a may satisfy l_i + conj(l_j) = 0", "a x + x a^H = q")
     # s y + y s^H = z^H q z. With the order of its rows and columns turned round, s^H is upper triangular.
-    upper = _adjoint(s)[..., ::-1, ::-1]
-    y = _call_on_batch(_kernels.triangular_sylvester, s, upper, (_adjoint(z) @ q @ z)[..., ::-1])
-    return _hermitian_where(q, _real_if_all_are(z @ y[..., ::-1] @ _adjoint(z), a, q))
+    upper = adjoint(s)[..., ::-1, ::-1]
+    y = call_on_batch(_kernels.triangular_sylvester, s, upper, (adjoint(z) @ q @ z)[..., ::-1])
+    return hermitian_where(q, real_if_all_are(z @ y[..., ::-1] @ adjoint(z), a, q))
 
 
 def _discrete_lyapunov(a: Matrix, q: Matrix) -> Matrix:
@@ -426,9 +426,9 @@ def _discrete_lyapunov(a: Matrix, q: Matrix) -> Matrix:
     size = np.abs(poles)
     gap = np.abs(1.0 - poles[..., :, None] * poles.conj()[..., None, :])
     scale = 1.0 + _norm(a) * (size[..., :, None] + size[..., None, :])
-    _check_regular(gap, scale, "no two eigenvalues of a may satisfy l_i conj(l_j) = 1", "a x a^H - x + q = 0")
-    y = _call_on_batch(_kernels.triangular_stein, s, _adjoint(z) @ q @ z)
-    return _hermitian_where(q, _real_if_all_are(z @ y @ _adjoint(z), a, q))
+    check_regular(gap, scale, "no two eigenvalues of a may satisfy l_i conj(l_j) = 1", "a x a^H - x + q = 0")
+    y = call_on_batch(_kernels.triangular_stein, s, adjoint(z) @ q @ z)
+    return hermitian_where(q, real_if_all_are(z @ y @ adjoint(z), a, q))
 
 
 def _factored(a: Matrix, b: Matrix, *, discrete: bool) -> Matrix:
@@ -441,21 +441,21 @@ def _factored_pair(a: Matrix, b: Matrix, c: Matrix, *, discrete: bool) -> tuple[
     s, z = schur_form(a)
     check_stable(_diagonal(s), discrete=discrete)
     # a^H = z s^H z^H, and s^H is upper triangular once the order of its rows and columns is turned round.
-    reverse_s, reverse_z = _adjoint(s)[..., ::-1, ::-1], z[..., ::-1]
+    reverse_s, reverse_z = adjoint(s)[..., ::-1, ::-1], z[..., ::-1]
     return (
         _factor_from_schur_form(s, z, a, b, discrete=discrete),
-        _factor_from_schur_form(reverse_s, reverse_z, a, _adjoint(c), discrete=discrete),
+        _factor_from_schur_form(reverse_s, reverse_z, a, adjoint(c), discrete=discrete),
     )
 
 
 def _factor_from_schur_form(s: Matrix, z: Matrix, a: Matrix, b: Matrix, *, discrete: bool) -> Matrix:
     n = s.shape[-1]
     if b.shape[-1] > n:  # b b^H = r^H r
-        b = _adjoint(np.asarray(np.linalg.qr(_adjoint(b), mode="r")))
+        b = adjoint(np.asarray(np.linalg.qr(adjoint(b), mode="r")))
     # A power of two changes no digit, and keeps the squares inside from overflow and underflow.
     exponent = np.clip(np.frexp(np.max(np.abs(b), axis=(-1, -2), keepdims=True, initial=0.0))[1], -1000, 1000)
     kernel = _kernels.discrete_lyapunov_factor if discrete else _kernels.continuous_lyapunov_factor
-    u = _call_on_batch(kernel, s, _adjoint(z) @ (b * np.ldexp(1.0, -exponent)))
+    u = call_on_batch(kernel, s, adjoint(z) @ (b * np.ldexp(1.0, -exponent)))
     factor: Matrix = z @ u
     if not (np.iscomplexobj(a) and np.any(a.imag)) and not (np.iscomplexobj(b) and np.any(b.imag)):
         factor = _real_factor(factor)
@@ -471,7 +471,7 @@ def _real_factor(factor: Matrix) -> Matrix:
     return np.swapaxes(np.asarray(np.linalg.qr(np.swapaxes(both, -1, -2), mode="r")), -1, -2)
 
 
-def _call_on_batch(kernel: Callable[..., Matrix], *matrices: Matrix) -> Matrix:
+def call_on_batch(kernel: Callable[..., Matrix], *matrices: Matrix) -> Matrix:
     """Broadcast the batch axes, hand them to the kernel as one, and give the result its axes back."""
     batch = np.broadcast_shapes(*(m.shape[:-2] for m in matrices))
     flat = (np.broadcast_to(m, (*batch, *m.shape[-2:])).reshape(math.prod(batch), *m.shape[-2:]) for m in matrices)
@@ -479,7 +479,8 @@ def _call_on_batch(kernel: Callable[..., Matrix], *matrices: Matrix) -> Matrix:
     return x.reshape(*batch, *x.shape[1:])
 
 
-def _check_regular(gap: Matrix, scale: Matrix, rule: str, equation: str) -> None:
+def check_regular(gap: Matrix, scale: Matrix, rule: str, equation: str) -> None:
+    """Raise :class:`IllConditionedError` where a gap ``(..., n, m)`` between eigenvalues is below rounding, relative to `scale`."""
     relative = gap / np.where(scale > 0, scale, 1.0)
     if relative.size == 0 or relative.min() > _SINGULAR:
         return
@@ -495,7 +496,7 @@ def _checked(name: str, a: Array, q: Array, *, any_width: bool = False) -> tuple
     """Return ``a`` and the right-hand side as arrays of one kind, and both in double precision."""
     a, q = as_arrays(("a", name), (a, q))
     require_square("a", a)
-    _check_right_hand_side(name, q, a.shape[-1], None if any_width else a.shape[-1], a)
+    check_right_hand_side(name, q, a.shape[-1], None if any_width else a.shape[-1], a)
     return a, q, widen(_finite("a", a)), widen(_finite(name, q))
 
 
@@ -503,7 +504,8 @@ def _off_the_host(x: Array) -> bool:
     return "cpu" not in str(device(x)).lower()
 
 
-def _check_right_hand_side(name: str, q: Array, rows: int, columns: int | None, *coefficients: Array) -> None:
+def check_right_hand_side(name: str, q: Array, rows: int, columns: int | None, *coefficients: Array) -> None:
+    """Raise :class:`ShapeError` unless `q` has that many rows and columns (``None``: any number) and all batch axes fit together."""
     width = "m" if columns is None else str(columns)
     if q.ndim < 2 or q.shape[-2] != rows or (columns is not None and q.shape[-1] != columns):
         raise ShapeError(
@@ -527,16 +529,17 @@ def _real_where_possible(x: Matrix) -> Matrix:
     return np.ascontiguousarray(x.real) if np.iscomplexobj(x) and not np.any(x.imag) else x
 
 
-def _real_if_all_are(x: Matrix, *inputs: Matrix) -> Matrix:
+def real_if_all_are(x: Matrix, *inputs: Matrix) -> Matrix:
     return x if any(np.iscomplexobj(i) for i in inputs) else np.ascontiguousarray(x.real)
 
 
-def _hermitian_where(q: Matrix, x: Matrix) -> Matrix:
-    hermitian = np.all(q == _adjoint(q), axis=(-1, -2), keepdims=True)
-    return np.where(hermitian, 0.5 * (x + _adjoint(x)), x)
+def hermitian_where(q: Matrix, x: Matrix) -> Matrix:
+    """Return `x`, made exactly Hermitian in those systems of the batch whose `q` is."""
+    hermitian = np.all(q == adjoint(q), axis=(-1, -2), keepdims=True)
+    return np.where(hermitian, 0.5 * (x + adjoint(x)), x)
 
 
-def _adjoint(x: Matrix) -> Matrix:
+def adjoint(x: Matrix) -> Matrix:
     return np.swapaxes(x, -1, -2).conj()
 
 

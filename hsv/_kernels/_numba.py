@@ -191,6 +191,37 @@ def triangular_stein(s: ComplexArray, q: ComplexArray) -> ComplexArray:
 
 
 @njit(cache=True, nogil=True)
+def triangular_pencil(
+    s: ComplexArray, t: ComplexArray, u: ComplexArray, v: ComplexArray, q: ComplexArray
+) -> ComplexArray:
+    """See `hsv._kernels._reference.triangular_pencil`."""
+    n, m = s.shape[1], t.shape[1]
+    solution = np.empty_like(q)
+    first, second = np.empty(n, dtype=np.complex128), np.empty(n, dtype=np.complex128)
+    for k in range(s.shape[0]):
+        s_columns, u_columns, x = s[k].T.copy(), u[k].T.copy(), q[k].T.copy()
+        for j in range(m - 1, -1, -1):
+            first[:] = 0.0  # what the columns after j send through T
+            second[:] = 0.0  # and through V
+            for h in range(j + 1, m):
+                t_weight, v_weight = np.conj(t[k, j, h]), np.conj(v[k, j, h])
+                for i in range(n):
+                    first[i] += t_weight * x[h, i]
+                    second[i] += v_weight * x[h, i]
+            t_pole, v_pole = np.conj(t[k, j, j]), np.conj(v[k, j, j])
+            for h in range(n - 1, -1, -1):
+                # Row h is complete: S and U reach it only from rows at and after h.
+                total = x[j, h] - first[h] * s_columns[h, h] - second[h] * u_columns[h, h]
+                value = total / (t_pole * s_columns[h, h] + v_pole * u_columns[h, h])
+                x[j, h] = value
+                s_weight, u_weight = t_pole * value + first[h], v_pole * value + second[h]
+                for i in range(h):
+                    x[j, i] -= s_weight * s_columns[h, i] + u_weight * u_columns[h, i]
+        solution[k] = x.T
+    return solution
+
+
+@njit(cache=True, nogil=True)
 def triangular_resolvent(t: ComplexArray, points: ComplexArray, b: ComplexArray) -> ComplexArray:
     """See `hsv._kernels._reference.triangular_resolvent`."""
     n, m = b.shape[1], b.shape[2]

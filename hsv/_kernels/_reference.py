@@ -104,6 +104,19 @@ def triangular_stein(s: ComplexArray, q: ComplexArray) -> ComplexArray:
     return x
 
 
+def triangular_pencil(
+    s: ComplexArray, t: ComplexArray, u: ComplexArray, v: ComplexArray, q: ComplexArray
+) -> ComplexArray:
+    """Solve ``S X T^H + U X V^H = Q``, all four upper triangular, from the last column to the first."""
+    x = q.copy()
+    for sk, tk, uk, vk, xk in zip(np.triu(s), t, np.triu(u), v, x, strict=True):
+        for j in reversed(range(tk.shape[0])):
+            later = xk[:, j + 1 :]
+            rhs = xk[:, j] - sk @ (later @ tk[j, j + 1 :].conj()) - uk @ (later @ vk[j, j + 1 :].conj())
+            xk[:, j] = _solve(np.conj(tk[j, j]) * sk + np.conj(vk[j, j]) * uk, rhs)
+    return x
+
+
 def triangular_resolvent(t: ComplexArray, points: ComplexArray, b: ComplexArray) -> ComplexArray:
     """Return ``(z I - T)^-1 B`` for each point ``z``, ``points (k, f)``: from ``b (k, n, m)`` to ``(k, f, n, m)``."""
     x = np.empty((*points.shape, *b.shape[1:]), dtype=np.complex128)

@@ -101,6 +101,19 @@ def test_triangular_stein(batch, n, m, rng):
 
 
 @pytest.mark.parametrize(("batch", "n", "m"), SHAPES)
+def test_triangular_pencil(batch, n, m, rng):
+    s, u = (triangular(rng, batch, n, discrete=d) for d in (True, False))
+    t, v = (triangular(rng, batch, m, discrete=d) for d in (False, True))
+    q = complex_normal(rng, (batch, n, m))
+    assert_same("triangular_pencil", s, t, u, v, q)
+    x = _numba.triangular_pencil(s, t, u, v, q)
+    s, t, u, v = (without_garbage(k) for k in (s, t, u, v))
+    residual = s @ x @ t.conj().swapaxes(-1, -2) + u @ x @ v.conj().swapaxes(-1, -2) - q
+    # the terms are larger than the solution, and a sum of two triangles is not always well-conditioned
+    np.testing.assert_allclose(residual, 0, atol=tolerance(float, factor=1e5) * np.abs(x).max(initial=1.0))
+
+
+@pytest.mark.parametrize(("batch", "n", "m"), SHAPES)
 @pytest.mark.parametrize("n_points", [0, 1, 5])
 def test_triangular_resolvent(batch, n, m, n_points, rng):
     t = without_garbage(triangular(rng, batch, n, discrete=True))
