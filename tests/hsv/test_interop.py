@@ -4,6 +4,8 @@ import sys
 import control
 import numpy as np
 import pytest
+import scipy.signal
+import scipy.sparse
 import torch
 
 import hsv
@@ -121,3 +123,154 @@ def test_without_python_control(monkeypatch):
     ):
         with pytest.raises(hsv.MissingBackendError, match="pip install control"):
             call()
+
+
+# Names of signals
+
+
+def test_names_travel_from_the_plant_to_its_reduction():
+    plant = hsv.to_control(
+        known.slicot_power_system().system(), inputs=["u1", "u2"], outputs=["a", "b", "c"], name="power"
+    )
+    names = hsv.labels(plant)
+    assert names == {"inputs": ["u1", "u2"], "outputs": ["a", "b", "c"], "name": "power"}
+    red = hsv.balanced_truncation(hsv.from_control(plant), 3)
+    smaller = hsv.to_control(red.system, **names)
+    assert smaller.input_labels == plant.input_labels
+    assert smaller.output_labels == plant.output_labels
+    assert smaller.nstates == 3
+    assert hsv.labels(smaller) == names
+
+
+def test_names_that_nobody_chose_are_no_names():
+    assert hsv.labels(control.ss([[0.5]], [[1.0]], [[1.0]], 0.0, True)) == {}
+    assert hsv.labels(control.ss([[0.5]], [[1.0]], [[1.0]], 0.0, True, outputs=["level"])) == {"outputs": ["level"]}
+    sampled = control.sample_system(control.ss([[-1.0]], [[1.0]], [[1.0]], 0.0), 0.1)
+    assert hsv.labels(sampled) == {}
+    with pytest.raises(hsv.DtypeError, match="got int"):
+        hsv.labels(1)
+
+
+# scipy.signal
+
+
+@pytest.mark.parametrize("dt", [0, True, 0.25])
+@pytest.mark.parametrize("kind", ["real", "complex"])
+def test_scipy_there_and_back(dt, kind, rng):
+    original = known.random_stable(rng, 4, 2, 3, dt=dt)
+    if kind == "complex":
+        original = hsv.StateSpace(original.A * np.exp(0.3j), original.B, original.C * 1j, np.ones((3, 2)), dt=dt)
+    converted = hsv.to_scipy(original)
+    assert isinstance(converted, scipy.signal.StateSpace)
+    assert isinstance(converted, scipy.signal.dlti if dt else scipy.signal.lti)
+    back = hsv.from_scipy(converted)
+    assert back.dt == original.dt
+    assert (back.dt is True) == (dt is True)
+    for name in "ABCD":
+        np.testing.assert_array_equal(getattr(back, name), getattr(original, name))
+
+
+def test_scipy_forms_of_one_system():
+    """(s + 3) / ((s + 1) (s^2 + 2 s + 5)), as three forms, and sampled."""
+    zeros, poles = [-3.0], [-1.0, -1 + 2j, -1 - 2j]
+    w = np.array([0.0, 0.7, 4.0])
+    for dt, point in ((None, 1j * w), (0.1, np.exp(0.1j * w))):
+        extra = {} if dt is None else {"dt": dt}
+        expected = (point + 3) / ((point + 1) * (point**2 + 2 * point + 5))
+        for form in (
+            scipy.signal.ZerosPolesGain(zeros, poles, 1.0, **extra),
+            scipy.signal.TransferFunction([1.0, 3.0], [1.0, 3.0, 7.0, 5.0], **extra),
+            scipy.signal.TransferFunction([1.0, 3.0], [1.0, 3.0, 7.0, 5.0], **extra).to_ss(),
+        ):
+            sys = hsv.from_scipy(form)
+            assert sys.n_states == 3
+            assert not sys.is_complex
+            assert sys.dt == (0 if dt is None else dt)
+            np.testing.assert_allclose(sys.frequency_response(w)[:, 0, 0], expected, rtol=1e-12)
+
+
+def test_poles_of_a_chain_keep_their_digits():
+    """Thirty poles in [-3, -1]: the polynomial of degree 30 that SciPy would form has roots that are wrong in the first digit."""
+    poles = -np.linspace(1, 3, 30)
+    through_polynomials = scipy.signal.ZerosPolesGain([], poles, 1.0).to_ss().A
+    assert np.abs(np.sort(np.linalg.eigvals(through_polynomials)) - np.sort(poles)).max() > 0.01
+    sys = hsv.from_scipy(scipy.signal.ZerosPolesGain([], poles, np.prod(-poles)))
+    w = np.array([0.0, 0.1, 0.5])
+    expected = np.prod(-poles / (1j * w[:, None] - poles), axis=1)
+    np.testing.assert_allclose(sys.frequency_response(w)[:, 0, 0], expected, rtol=1e-12)
+
+
+def test_a_chain_of_complex_poles_and_of_as_many_zeros_as_poles():
+    w = np.array([-1.0, 0.0, 2.0])
+    point = np.exp(1j * w)
+    odd = hsv.from_scipy(scipy.signal.ZerosPolesGain([0.3j], [0.5j, 0.2, -0.1], 2j, dt=True))
+    np.testing.assert_allclose(
+        odd.frequency_response(w)[:, 0, 0], 2j * (point - 0.3j) / ((point - 0.5j) * (point - 0.2) * (point + 0.1))
+    )
+    zeros, poles = [0.9, 0.1 + 0.2j, 0.1 - 0.2j], [0.5, 0.3 + 0.3j, 0.3 - 0.3j]
+    even = hsv.from_scipy(scipy.signal.ZerosPolesGain(zeros, poles, -1.5, dt=True))
+    assert not even.is_complex
+    expected = -1.5 * np.prod((point[:, None] - zeros) / (point[:, None] - poles), axis=1)
+    np.testing.assert_allclose(even.frequency_response(w)[:, 0, 0], expected)
+
+
+def test_what_is_no_system_of_scipy_is_refused(rng):
+    with pytest.raises(hsv.DtypeError, match=r"scipy\.signal, got tuple"):
+        hsv.from_scipy(([1.0], [1.0, 1.0]))
+    with pytest.raises(hsv.ShapeError, match="static gain"):
+        hsv.from_scipy(scipy.signal.ZerosPolesGain([], [], 2.0))
+    with pytest.raises(hsv.ShapeError, match="proper, got 2 zeros and 1 poles"):
+        hsv.from_scipy(scipy.signal.ZerosPolesGain([1.0, 2.0], [0.5], 2.0, dt=True))
+    with pytest.raises(hsv.ShapeError, match=r"batch of shape \(2,\)"):
+        hsv.to_scipy(known.random_stable(rng, 3, 1, 1, dt=True, batch=(2,)))
+
+
+# pyMOR: a stand-in with the documented methods of LTIModel, and the package itself where it is installed
+
+
+class StandIn:
+    """What pyMOR documents of LTIModel: D is None where it is zero, E where it is the identity; matrices may be sparse."""
+
+    def __init__(self, *matrices, sampling_time=0):
+        self.matrices, self.sampling_time = matrices, sampling_time
+
+    def to_matrices(self):
+        return self.matrices
+
+
+def test_a_model_like_pymors_is_converted():
+    A, B, C = scipy.sparse.diags([-1.0, -2.0]), np.ones((2, 1)), np.ones((1, 2))
+    sys = hsv.from_pymor(StandIn(A, B, C, None, None))
+    np.testing.assert_array_equal(sys.A, np.diag([-1.0, -2.0]))
+    np.testing.assert_array_equal(sys.D, [[0.0]])
+    assert sys.dt == 0
+    assert hsv.from_pymor(StandIn(A * 0.1, B, C, np.ones((1, 1)), np.eye(2), sampling_time=0.5)).dt == 0.5
+    with pytest.raises(hsv.HsvError, match="model is a descriptor system"):
+        hsv.from_pymor(StandIn(A, B, C, None, 2 * np.eye(2)))
+    with pytest.raises(hsv.DtypeError, match=r"7 of them; convert model\.to_lti"):
+        hsv.from_pymor(StandIn(*[A] * 7))
+    with pytest.raises(hsv.DtypeError, match="LTIModel of pyMOR, got int"):
+        hsv.from_pymor(1)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the packages that pyMOR imports
+@pytest.mark.parametrize("dt", [0, True, 0.25])
+def test_pymor_there_and_back(dt, rng):
+    iosys = pytest.importorskip("pymor.models.iosys", reason="pyMOR is not installed: pip install pymor")
+    original = known.random_stable(rng, 4, 2, 3, dt=dt)
+    original = hsv.StateSpace(original.A, original.B, original.C, rng.normal(size=(3, 2)), dt=dt)
+    converted = hsv.to_pymor(original)
+    assert isinstance(converted, iosys.LTIModel)
+    w = 0.7
+    theirs = converted.transfer_function.eval_tf(np.exp(1j * w) if dt else 1j * w)
+    np.testing.assert_allclose(original.frequency_response([w / (original.step or 1)])[0], theirs, rtol=1e-10)
+    back = hsv.from_pymor(converted)
+    assert back.dt == (1.0 if dt is True else dt)
+    for name in "ABCD":
+        np.testing.assert_array_equal(getattr(back, name), getattr(original, name))
+
+
+def test_without_pymor(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pymor.models.iosys", None)
+    with pytest.raises(hsv.MissingBackendError, match="pip install pymor"):
+        hsv.to_pymor(hsv.StateSpace([[0.5]], [[1]], [[1]], dt=True))
