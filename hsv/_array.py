@@ -106,12 +106,12 @@ def device(x: Array) -> Any:
 
 def dtype_name(x: Array) -> str:
     """Return ``"float32"``, ``"complex128"``... of any library's array."""
-    return _name_of(x.dtype)
+    return _numpy_name(x.dtype) if type(x) is np.ndarray else str(x.dtype).rsplit(".", 1)[-1]
 
 
 @functools.cache
-def _name_of(dtype: Any) -> str:
-    return str(dtype).rsplit(".", 1)[-1]
+def _numpy_name(dtype: np.dtype) -> str:
+    return str(dtype)
 
 
 def is_complex(x: Array) -> bool:
