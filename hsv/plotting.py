@@ -177,13 +177,13 @@ def plot_sigma(
     for response, name, colour, style, s in zip(
         responses, names, (_ORIGINAL, _REDUCED), ("-", "--"), systems, strict=False
     ):
-        values = np.linalg.svd(response, compute_uv=False)
+        values = _singular_values(response)
         label = f"{name}, {s.n_states} states"
         for i in range(values.shape[1]):
             wide = 2.0 if i == 0 else 0.9
             ax.plot(frequencies, values[:, i], style, color=colour, linewidth=wide, label=label if i == 0 else None)
     if len(systems) == 2:
-        error = np.linalg.svd(responses[0] - responses[1], compute_uv=False)[:, 0]
+        error = _singular_values(responses[0] - responses[1])[:, 0]
         ax.plot(frequencies, error, color=_ERROR, linewidth=1.5, label="error")
     if bound is not None and float(bound) > 0:
         ax.axhline(float(bound), color=_ERROR, linestyle=":", linewidth=1.5, label="error bound")
@@ -343,18 +343,28 @@ def _frequencies(systems: list[LinearSystem], *, two_sided: bool) -> np.ndarray:
 
 
 def _response(sys: LinearSystem, w: np.ndarray) -> np.ndarray:
-    """Frequency response ``(k, p, m)`` on the host; not finite where a pole lies on the boundary."""
+    """Frequency response ``(k, p, m)`` on the host; NaN at a frequency that is a pole."""
+    angle = w * sys.step
+    z = np.cos(angle) + 1j * np.sin(angle) if sys.is_discrete else 1j * w
+    response = np.full((len(w), sys.n_outputs, sys.n_inputs), np.nan, dtype=np.complex128)
     if isinstance(sys, DiagonalStateSpace):
-        with np.errstate(divide="ignore", invalid="ignore"):
-            response = to_host(sys.frequency_response(w)).astype(np.complex128)
-    else:
-        assert isinstance(sys, StateSpace)
-        S, Z = schur_form(_host(sys.A)[None])
-        B = np.ascontiguousarray(Z.conj().swapaxes(-1, -2) @ _host(sys.B), dtype=np.complex128)
-        z = np.exp(1j * w * sys.step) if sys.is_discrete else 1j * w
-        states = _kernels.triangular_resolvent(np.ascontiguousarray(S, dtype=np.complex128), z[None], B)[0]
-        response = (_host(sys.C) @ Z[0]) @ states + _host(sys.D)
-    return np.where(np.isfinite(response).all(axis=(1, 2), keepdims=True), response, np.nan)
+        regular = (z[:, None] != _host(sys.poles())).all(axis=1)
+        response[regular] = to_host(sys.frequency_response(w[regular]))
+        return response
+    assert isinstance(sys, StateSpace)
+    S, Z = schur_form(_host(sys.A)[None])
+    regular = (z[:, None] != np.diagonal(S[0])).all(axis=1)
+    S, B = (np.ascontiguousarray(x, dtype=np.complex128) for x in (S, Z.conj().swapaxes(-1, -2) @ _host(sys.B)))
+    states = _kernels.triangular_resolvent(S, z[None, regular], B)[0]
+    response[regular] = (_host(sys.C) @ Z[0]) @ states + _host(sys.D)
+    return response
+
+
+def _singular_values(response: np.ndarray) -> np.ndarray:
+    finite = np.isfinite(response).all(axis=(1, 2))
+    values = np.full((len(response), min(response.shape[1:])), np.nan)
+    values[finite] = np.linalg.svd(response[finite], compute_uv=False)
+    return values
 
 
 def _limit_gains(ax: Any) -> None:
