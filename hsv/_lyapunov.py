@@ -262,13 +262,14 @@ def solve_discrete_lyapunov_by_doubling(a: Array, q: Array) -> Array:
 
     See Also
     --------
-    solve_discrete_lyapunov : by a Schur form on the host, for an ``a`` that need not be stable; faster there for one matrix.
+    solve_discrete_lyapunov : by a Schur form on the host, for an ``a`` that need not be stable.
 
     Notes
     -----
     Squared Smith iteration [1]_, :math:`x \leftarrow x + a x a^H,\ a \leftarrow a^2`, until :math:`\|a\|_F^2 \le \varepsilon`: what the sum then lacks
     is at most that part of :math:`\|x\|`. Products of matrices alone, three a doubling, and about ``log2(18 / (1 - radius))`` doublings:
     ``O(n^3)`` each, for a whole batch at once, in double precision. The host reads one number a doubling, and nothing else leaves the device.
+    Well damped systems take less time than by a Schur form on the host too.
 
     How far to trust it: as far as `solve_discrete_lyapunov` while the powers of ``a`` do not grow. Both have an error of about
     ``eps |x| / (1 - radius)`` on random matrices. Where ``|a^k|`` rises to ``h`` on its way to zero (strongly non-normal matrices), the
@@ -298,18 +299,18 @@ def solve_continuous_lyapunov_by_doubling(a: Array, q: Array) -> Array:
 
     See Also
     --------
-    solve_continuous_lyapunov : by a Schur form on the host, for an ``a`` that need not be stable; faster there for one matrix.
+    solve_continuous_lyapunov : by a Schur form on the host, for an ``a`` that need not be stable.
 
     Notes
     -----
     The Cayley map :math:`c = (a - pI)^{-1}(a + pI)` turns the equation into :math:`c x c^H - x - 2p\,(a - pI)^{-1} q (a - pI)^{-H} = 0` for
     every shift :math:`p > 0`, and doubling solves that. The shift is :math:`p = (\|a\|_F / \|a^{-1}\|_F)^{1/2}`, between the slowest and the
     fastest eigenvalue: real spectra of condition ``k`` take about ``log2(9 sqrt(k))`` doublings, while an eigenvalue :math:`-\delta \pm i\omega` that is lightly
-    damped takes ``log2(9 w / d)`` or more. ``O(n^3)`` each.
+    damped takes ``log2(18 w / d)`` or more. ``O(n^3)`` each.
 
     How far to trust it: on heat equations and on the ill-conditioned benchmarks of Kressner, Mehrmann and Penzl the error is that of
-    the Schur method or less. The residual of a lightly damped system grows like ``eps w / d``, where the Schur method's stays
-    at ``eps``; the errors of both grow like that.
+    the Schur method or less. The residual of a lightly damped system grows with ``w / d``, in random systems of 20 states to 1e-13
+    of the solution at 1e6 and to 1e-11 at 1e10, where the Schur method's stays at 1e-15; the errors of both grow like ``eps w / d``.
 
     Examples
     --------

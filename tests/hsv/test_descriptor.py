@@ -88,6 +88,19 @@ class TestEquations:
         plain = hsv.solve_continuous_lyapunov(inverse @ a, inverse @ q @ inverse.T)
         assert residual(a, e, plain, q, discrete=False) > 100 * residual(a, e, x, q, discrete=False)
 
+    @pytest.mark.parametrize("discrete", [True, False])
+    def test_a_real_pencil_is_solved_as_the_complex_one(self, discrete, rng):
+        """Real pencils take the real QZ algorithm: one with pairs of eigenvalues, real ones, and repeated ones."""
+        a, e = rng.normal(size=(3, 9, 9)), rng.normal(size=(3, 9, 9))
+        a[1] = np.diag(np.arange(1.5, 10)) + np.triu(a[1], 1)
+        a[2] = np.kron(np.eye(3), a[2, :3, :3])
+        e[1:] = np.eye(9)
+        q = rng.normal(size=(9, 9))
+        expected = solve(a + 0j, e, q, discrete=discrete)
+        found = solve(a, e, q, discrete=discrete)
+        assert found.dtype == np.float64
+        np.testing.assert_allclose(found, expected, atol=1e-10 * np.abs(expected).max())
+
     def test_a_singular_e_is_no_obstacle_in_discrete_time(self):
         x = hsv.solve_generalized_discrete_lyapunov(2 * np.eye(2), np.diag([1.0, 0.0]), np.eye(2))
         np.testing.assert_allclose(x, np.diag([-1 / 3, -1 / 4]))

@@ -141,12 +141,16 @@ class TestPeers:
             np.testing.assert_allclose(ours, theirs, atol=1e-10 * np.abs(theirs).max())
 
     def test_real_a_with_complex_q_where_scipy_is_wrong(self, rng):
-        """Issue 26177 of SciPy: its bilinear method transposes without conjugating there."""
-        a, q = rng.normal(size=(4, 4)), known.complex_normal(rng, (4, 4))
+        """Issue 26177 of SciPy, its Sylvester solver too: a real Schur form, with blocks of two, goes to a solver for triangular ones."""
+        a = rng.normal(size=(6, 6)) + 3 * np.kron(np.eye(3), [[0, 1], [-1, 0]])
+        assert np.abs(np.linalg.eigvals(a).imag).max() > 1  # without pairs of eigenvalues SciPy is right
+        q, b = known.complex_normal(rng, (6, 6)), rng.normal(size=(6, 6))
         exact = by_kronecker(a, q, discrete=True)
         np.testing.assert_allclose(hsv.solve_discrete_lyapunov(a, q), exact, atol=1e-11 * np.abs(exact).max())
         exact = by_kronecker(a, q, discrete=False)
         np.testing.assert_allclose(hsv.solve_continuous_lyapunov(a, q), exact, atol=1e-11 * np.abs(exact).max())
+        exact = np.linalg.solve(np.kron(a, np.eye(6)) + np.kron(np.eye(6), b.T), q.reshape(-1)).reshape(6, 6)
+        np.testing.assert_allclose(hsv.solve_sylvester(a, b, q), exact, atol=1e-11 * np.abs(exact).max())
 
     @pytest.mark.parametrize("dt", [0, True])
     def test_python_control_and_slicot(self, dt, rng):
