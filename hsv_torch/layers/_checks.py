@@ -5,7 +5,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from hsv import DtypeError, ShapeError
+from hsv import DtypeError, HsvError, ShapeError
 
 COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 """The dtypes that layers compute in, and their complex counterparts."""
@@ -71,4 +71,23 @@ def without_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
     if lengths is None:
         return x
     mask = padding_mask(lengths.to(x.device), x.shape[0], x.shape[1])
-    return torch.where(mask[..., None], x, torch.zeros((), dtype=x.dtype, device=x.device))  # also for NaN in the padding
+    return torch.where(
+        mask[..., None], x, torch.zeros((), dtype=x.dtype, device=x.device)
+    )  # also for NaN in the padding
+
+
+def check_state(state: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Raise unless the carried state is of this shape and dtype."""
+    if tuple(state.shape) != shape or state.dtype != dtype:
+        raise ShapeError(
+            f"`state` must be {dtype} of shape {shape}, got {state.dtype} of shape {tuple(state.shape)}; after a cut begin again "
+            "with `initial_state`"
+        )
+
+
+def refuse_steps_of_a_bidirectional_layer(bidirectional: bool) -> None:
+    """Raise if a layer that is asked for one step reads its inputs in both directions."""
+    if bidirectional:
+        raise HsvError(
+            "a bidirectional layer has no step: its outputs depend on later inputs; call the layer on whole sequences"
+        )

@@ -12,7 +12,15 @@ import hsv
 from hsv import ShapeError
 from hsv_torch.adapters import Cut, LayerAdapter, Observation, Replaced, put_parameters, register_adapter
 from hsv_torch.criteria import Criterion, DiagonalCriterion, DiagonalCut
-from hsv_torch.layers._checks import COMPLEX, check_choice, check_dtype, check_size, checked_input, without_padding
+from hsv_torch.layers._checks import (
+    COMPLEX,
+    check_choice,
+    check_dtype,
+    check_size,
+    check_state,
+    checked_input,
+    without_padding,
+)
 from hsv_torch.scan import choose_mode, diagonal_state_space
 
 LayerMode = Literal["auto", "scan", "convolution"]
@@ -175,11 +183,7 @@ class LRU(nn.Module):
         """One step of the recurrence: ``x_t (batch, d_model)`` and ``state (batch, n_states)`` to output and next state."""
         x_t = checked_input(x_t, ("batch",), self.d_model, self.nu_log.dtype)
         dtype = COMPLEX[self.nu_log.dtype]
-        if state.shape != (x_t.shape[0], self.n_states) or state.dtype != dtype:
-            raise ShapeError(
-                f"`state` must be {dtype} of shape {(x_t.shape[0], self.n_states)}, got {state.dtype} of shape "
-                f"{tuple(state.shape)}; after a cut begin again with `initial_state`"
-            )
+        check_state(state, (x_t.shape[0], self.n_states), dtype)
         with torch.autocast(x_t.device.type, enabled=False):
             log_poles, B, C = self._system()
             state = log_poles.exp() * state + x_t.to(dtype) @ B.mT

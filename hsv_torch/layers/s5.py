@@ -10,11 +10,20 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 import hsv
-from hsv import HsvError, ShapeError
+from hsv import ShapeError
 from hsv_torch._errors import CutRefusedError
 from hsv_torch.adapters import Cut, LayerAdapter, Observation, Replaced, put_parameters, register_adapter
 from hsv_torch.criteria import Criterion, DiagonalCriterion
-from hsv_torch.layers._checks import COMPLEX, check_choice, check_dtype, check_size, checked_input, without_padding
+from hsv_torch.layers._checks import (
+    COMPLEX,
+    check_choice,
+    check_dtype,
+    check_size,
+    check_state,
+    checked_input,
+    refuse_steps_of_a_bidirectional_layer,
+    without_padding,
+)
 from hsv_torch.layers._discretization import DISCRETIZATIONS, SampledCut, SampledStates
 from hsv_torch.layers._hippo import hippo_normal
 from hsv_torch.scan import choose_mode, diagonal_state_space
@@ -244,17 +253,10 @@ class S5(nn.Module):
         hsv.HsvError
             The layer is bidirectional: its outputs depend on inputs yet to come.
         """
-        if self.bidirectional:
-            raise HsvError(
-                "a bidirectional layer has no step: its outputs depend on later inputs; call the layer on whole sequences"
-            )
+        refuse_steps_of_a_bidirectional_layer(self.bidirectional)
         x_t = checked_input(x_t, ("batch",), self.d_model, self.Lambda_re.dtype)
         dtype = COMPLEX[self.Lambda_re.dtype]
-        if state.shape != (x_t.shape[0], self.n_states) or state.dtype != dtype:
-            raise ShapeError(
-                f"`state` must be {dtype} of shape {(x_t.shape[0], self.n_states)}, got {state.dtype} of shape "
-                f"{tuple(state.shape)}; after a cut begin again with `initial_state`"
-            )
+        check_state(state, (x_t.shape[0], self.n_states), dtype)
         with torch.autocast(x_t.device.type, enabled=False):
             log_poles, B, C = self._system()
             state = log_poles.exp() * state + x_t.to(dtype) @ B.mT
