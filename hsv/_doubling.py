@@ -25,7 +25,7 @@ from hsv._errors import UnstableSystemError
 _EPS = float(np.finfo(np.float64).eps)
 
 # Each squaring adds a relative error of some eps to the eigenvalues, and each later one doubles it: after 45, a modulus of 1 may have
-# drifted by 1 %, too little to make a sum that has no limit look as if it had one. The spectral radius may be 1 - 5e-13.
+# drifted by 1 %, too little to make a sum that has no limit look as if it had one. The spectral radius may be 1 - 1.1e-12.
 MAX_DOUBLINGS = 45
 
 
@@ -75,11 +75,11 @@ def factor_pair(a: Array, b: Array, c: Array, *, discrete: bool) -> tuple[Array,
 def _powers(a: Array, *, until: float) -> Iterator[Array]:
     """Yield ``a, a^2, a^4, a^8, ...`` of a whole batch, until the Frobenius norm of every one is at most `until`."""
     xp = namespace(a)
-    for _ in range(MAX_DOUBLINGS):
+    for k in range(MAX_DOUBLINGS + 1):
         norm = _frobenius(a)
         if bool(xp.all(norm <= until)):
             return
-        if not bool(xp.all(norm < 1.0 / _EPS)):  # NaN is not below it either
+        if k == MAX_DOUBLINGS or not bool(xp.all(norm < 1.0 / _EPS)):  # NaN is not below it either
             break
         yield a
         a = a @ a
@@ -91,7 +91,7 @@ def _raise_unstable(norm: np.ndarray) -> None:
     where = f" (system {tuple(int(i) for i in index)})" if index else ""
     raise UnstableSystemError(
         f"a must be stable for doubling, its powers fell to no limit within {MAX_DOUBLINGS} doublings: the norm of the last is {norm[index]:.1e}{where}. "
-        "The system is unstable, or within 5e-13 of the stability boundary, or its powers pass 1e15 on their way to zero; "
+        "The system is unstable, or within 1e-12 of the stability boundary, or its powers pass 1e15 on their way to zero; "
         "hsv.solve_discrete_lyapunov and hsv.solve_continuous_lyapunov take such an a, hsv.split_unstable splits it"
     )
 

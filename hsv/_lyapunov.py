@@ -255,7 +255,7 @@ def solve_discrete_lyapunov_by_doubling(a: Array, q: Array) -> Array:
     ShapeError, DtypeError, NonFiniteError
         The arrays do not fit together, are no numbers, or contain NaN or infinity.
     UnstableSystemError
-        The powers of ``a`` do not fall below rounding within 45 doublings: the spectral radius is above ``1 - 5e-13``, or the norm of
+        The powers of ``a`` do not fall below rounding within 45 doublings: the spectral radius is above ``1 - 1e-12``, or the norm of
         a power passes ``1 / eps`` before.
     MissingBackendError
         The device has no double precision.

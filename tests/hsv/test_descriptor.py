@@ -238,6 +238,15 @@ class TestSystems:
         expected = hsv.hankel_singular_values(sys)
         np.testing.assert_allclose(hsv.hankel_singular_values(found), expected, atol=1e-10 * expected[0])
 
+    def test_the_loss_is_that_of_the_condition_of_e(self, rng):
+        sys = known.random_stable(rng, 6, 1, 1, dt=True, damping=0.3)
+        u, v = (np.linalg.qr(rng.normal(size=(6, 6)))[0] for _ in range(2))
+        expected = hsv.hankel_singular_values(sys)
+        for condition in (1e3, 1e6, 1e9):
+            E = u @ np.diag(np.geomspace(1, 1 / condition, 6)) @ v
+            found = hsv.hankel_singular_values(hsv.from_descriptor(E, E @ sys.A, E @ sys.B, sys.C, dt=True))
+            np.testing.assert_allclose(found, expected, atol=tolerance(float) * condition * expected[0])
+
     def test_an_indefinite_hermitian_e_takes_the_other_way(self, rng):
         sys = known.random_stable(rng, 3, 1, 1, dt=0)
         E = np.diag([1.0, -2.0, 3.0])

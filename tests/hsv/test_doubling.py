@@ -189,6 +189,16 @@ class TestSpecialMatrices:
         expected = [1 / ((1 - slow) * (1 + slow)), 1.0] if discrete else [5e5, 5e-7]
         np.testing.assert_allclose(np.diag(x), expected, rtol=1e-9)
 
+    def test_up_to_which_radius_doubling_goes(self):
+        """45 doublings are enough for 1 - 1.1e-12; a relative error of eps / (1 - radius) is left."""
+        radius = 1 - 1.1e-12
+        exact = 1 / ((1 - radius) * (1 + radius))
+        assert solve([[radius]], [[1.0]], discrete=True)[0, 0] == pytest.approx(exact, rel=1e-2)
+        factor = hsv.solve_lyapunov_factored_by_doubling([[radius]], [[1.0]], discrete=True)
+        assert factor[0, 0] ** 2 == pytest.approx(exact, rel=1e-2)
+        with pytest.raises(hsv.UnstableSystemError, match="within 1e-12 of the stability boundary"):
+            solve([[1 - 1e-13]], [[1.0]], discrete=True)
+
 
 class TestArrays:
     def test_a_batch_is_its_systems_one_by_one(self, rng):

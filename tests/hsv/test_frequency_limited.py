@@ -180,6 +180,24 @@ def test_every_library_gives_the_numbers_of_numpy(make, dt, complex_, library, r
             np.testing.assert_allclose(to_host(ours), expected, atol=1e-12 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("logarithms", [True, False])
+@pytest.mark.parametrize("complex_", [True, False])
+def test_diagonal_systems_stay_on_their_device(complex_, logarithms, rng):
+    """Arrays on this device cannot be copied to the host at all."""
+    sys = random_diagonal(rng, n=3, complex_=complex_, dt=True)
+    where = array_api_strict.Device("device1")
+    poles = np.log(sys.poles() + 0j) if logarithms else sys.poles()
+    B, C = (x + 0j if logarithms else x for x in (sys.B, sys.C))
+    make = hsv.DiagonalStateSpace.from_log_poles if logarithms else hsv.DiagonalStateSpace
+    there = make(*(array_api_strict.asarray(x.tolist(), device=where) for x in (poles, B, C)), dt=True)
+    for ours, expected in zip(
+        hsv.frequency_limited_gramians(there, (0.2, 1.5)), hsv.frequency_limited_gramians(sys, (0.2, 1.5)), strict=True
+    ):
+        assert ours.device == where
+        host = to_host(ours.to_device(array_api_strict.Device("CPU_DEVICE")))
+        np.testing.assert_allclose(host, expected, atol=1e-12 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("make", [random_diagonal, random_system])
 def test_batches_precision_and_inputs(make, rng):
     sys = make(rng, n=3, batch=(2, 2), dt=0)
