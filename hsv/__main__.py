@@ -10,10 +10,11 @@ def main() -> None:
     try:
         from hsv import cli
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
+        package = (error.name or "").partition(".")[0]
+        if package not in ("typer", "rich"):
             raise
         print(
-            f'Error: the command needs the package {error.name}, which is not installed: pip install "hsv-control[cli]"',
+            f'Error: the command needs the package {package}, which is not installed: pip install "hsv-control[cli]"',
             file=sys.stderr,
         )
         sys.exit(2)
