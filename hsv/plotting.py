@@ -424,7 +424,7 @@ def _half_plane(ax: Any, poles: np.ndarray) -> None:
         left, right = 1.1 * left, max(1.1 * right, 0.15 * reach)
         height = 1.15 * height
     ax.set_xlim(left if left < 0 else -0.15 * reach, right)
-    height = height or 0.5 * reach
+    height = height or (float(sizes.min()) if wide else 0.5 * reach)  # of real poles alone
     ax.set_ylim(-height, height)
     ax.axvspan(0, right, color=_GREY, alpha=0.12, linewidth=0, zorder=0)
     ax.axvline(0, color=_GREY, linewidth=1.2, zorder=1)

@@ -1,6 +1,9 @@
 import json
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -301,3 +304,21 @@ def test_as_a_process(model):
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["states"] == 7
     assert ran.stderr == ""
+
+
+def test_the_documentation_shows_what_the_command_prints(tmp_path, monkeypatch):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "command_line.md").read_text()
+    blocks = re.findall(r"^```(python|console)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    shown = 0
+    for language, text in blocks:
+        if language == "python":
+            exec(text, {})
+            continue
+        command, _, expected = text.partition("\n")
+        program, *arguments = shlex.split(command.removeprefix("$ "))
+        assert program == "hsv"
+        result = CliRunner(env={"COLUMNS": "80"}).invoke(cli.app, arguments)
+        assert [x.rstrip() for x in result.stdout.splitlines()] == expected.splitlines(), command
+        shown += 1
+    assert shown == 3
