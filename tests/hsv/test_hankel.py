@@ -41,6 +41,40 @@ def test_layers_against_exact_arithmetic(n, m, phase, rng):
     np.testing.assert_allclose(values, exact, rtol=1e-10)
 
 
+def check_one_input_and_output(seed):
+    """Every value to 1e-12 of itself, down to 1e-38 of the largest, with poles up to 0.99999: what SciPy's and the peers' values are far from."""
+    rng = np.random.default_rng(seed)
+    for n, phase, least, largest in [
+        (24, 0.31, 0.9, 0.99999),
+        (24, 0.0, 0.9, 0.99999),
+        (24, 2 * np.pi, 0.9, 0.99999),
+        (24, 0.05, 0.99, 0.99999),
+        (36, 0.31, 0.9, 0.999),
+    ]:
+        poles = np.sqrt(rng.uniform(least**2, largest**2, n)) * np.exp(1j * phase * rng.uniform(size=n))
+        B, C = (rng.normal(size=shape) + 1j * rng.normal(size=shape) for shape in ((n, 1), (1, n)))
+        if phase == 0.0:
+            poles, B, C = poles.real, B.real, C.real
+        exact = diagonal_hankel_values(poles, B, C)
+        values = hsv.hankel_singular_values(hsv.DiagonalStateSpace(poles, B, C, dt=True))
+        large = exact > 1e-38 * exact[0]
+        np.testing.assert_allclose(values[large], exact[large], rtol=1e-12)
+    poles = -(10.0 ** rng.uniform(-3, 3, 20))
+    B, C = rng.normal(size=(20, 1)), rng.normal(size=(1, 20))
+    values = hsv.hankel_singular_values(hsv.DiagonalStateSpace(poles, B, C, dt=0))
+    np.testing.assert_allclose(values, diagonal_hankel_values(poles, B, C, discrete=False), rtol=1e-12)
+
+
+def test_one_input_and_output_to_full_relative_accuracy():
+    check_one_input_and_output(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 41))
+def test_one_input_and_output_to_full_relative_accuracy_often(seed):
+    check_one_input_and_output(seed)
+
+
 def test_log_poles_next_to_the_circle_against_exact_arithmetic(rng):
     logs = -np.array([1e-9, 1e-6, 2e-6, 0.1]) + 1j * np.array([0.1, 0.1, 0.1 + 1e-7, 2.0])
     B, C = rng.normal(size=(4, 1)) + 0j, rng.normal(size=(1, 4)) + 0j
