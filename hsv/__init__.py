@@ -42,10 +42,11 @@ from hsv._lyapunov import (
 from hsv._modal import modal_truncation, mode_energies, mode_gains
 from hsv._norms import h2_norm, hankel_norm, hinf_error, hinf_norm
 from hsv._order import ErrorBound, HankelEnergy, HankelSum, LargestGap, Order, PrefixShare, Rule, Threshold, as_rule
-from hsv._reduction import Reduction, balance, balanced_truncation
+from hsv._reduction import Reduction, balance, balanced_truncation, balancing_free_truncation
 from hsv._singular_perturbation import singular_perturbation
 from hsv._split import split_unstable
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, diagonalize, real_part
+from hsv._unstable import reduce_stable_part
 from hsv.interop import from_control, from_pymor, from_scipy, labels, to_control, to_pymor, to_scipy
 from hsv.plotting import plot_hankel_values, plot_poles, plot_sigma
 
@@ -76,6 +77,7 @@ __all__ = [
     "as_rule",
     "balance",
     "balanced_truncation",
+    "balancing_free_truncation",
     "controllability_factor",
     "controllability_gramian",
     "cross_gramian",
@@ -104,6 +106,7 @@ __all__ = [
     "plot_poles",
     "plot_sigma",
     "real_part",
+    "reduce_stable_part",
     "save",
     "singular_perturbation",
     "solve_continuous_lyapunov",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -156,24 +157,74 @@ def balanced_truncation(sys: LinearSystem, rule: Rule | int) -> Reduction:
     >>> red.system.n_states, round(float(red.error_bound), 4)          # 2 x 0.5731395
     (1, 1.1463)
     """
-    rule = as_rule(rule)
+    return _truncate(sys, as_rule(rule), _balancing_bases)
+
+
+def balancing_free_truncation(sys: LinearSystem, rule: Rule | int) -> Reduction:
+    r"""Reduce a stable system by balanced truncation in orthonormal bases: the system of :func:`balanced_truncation` in other coordinates.
+
+    With orthonormal bases :math:`X` of the columns of :math:`L_o U_r` and :math:`Y` of those of :math:`L_c V_r`,
+
+    .. math:: T_r = Y, \qquad T_l = X (Y^H X)^{-H}.
+
+    Nothing is divided by small Hankel singular values, so that orders near the numerical rank come out with better conditioned coordinates;
+    the reduced system is not balanced.
+
+    Parameters, results, errors and warnings as in :func:`balanced_truncation`; the columns of ``right`` are orthonormal.
+
+    References
+    ----------
+    Varga, "Efficient minimal realization procedure based on balancing", IMACS Symposium on Modelling and Control of Technological Systems (1991); Safonov and Chiang, "A Schur method for
+    balanced-truncation model reduction", IEEE Trans. Automat. Control 34 (1989).
+
+    Examples
+    --------
+    >>> import hsv
+    >>> sys = hsv.StateSpace([[1, -2], [3, -4]], [[5], [7]], [[6, 8]], dt=0)
+    >>> red = hsv.balancing_free_truncation(sys, 1)
+    >>> round(float((red.right.T @ red.right)[0, 0]), 12)
+    1.0
+    """
+    return _truncate(sys, as_rule(rule), _orthonormal_bases)
+
+
+_Bases: TypeAlias = Callable[[Array, Array, Array, Array], tuple[Array, Array]]
+
+
+def _balancing_bases(observe: Array, control: Array, sigma: Array, keep: Array) -> tuple[Array, Array]:
+    """``left`` and ``right`` from ``Lo U_r`` and ``Lc V_r``, both divided by the roots of the values."""
+    xp = namespace(sigma)
+    root = (xp.where(keep > 0, sigma, xp.ones_like(keep)) ** -0.5 * keep)[..., None, :]
+    return observe * root, control * root
+
+
+def _orthonormal_bases(observe: Array, control: Array, sigma: Array, keep: Array) -> tuple[Array, Array]:
+    xp = namespace(sigma)
+    mask = keep[..., None, :]
+    return xp.linalg.qr(observe * mask)[0] * mask, xp.linalg.qr(control * mask)[0] * mask
+
+
+def _truncate(sys: LinearSystem, rule: Rule, bases: _Bases) -> Reduction:
     xp = namespace(sys.B)
     factors = gramian_factors(sys)
     U, sigma, Vh = xp.linalg.svd(
         conjugate_transpose(factors.observability) @ factors.controllability, full_matrices=False
     )
     sigma_host = to_host(sigma)
-    orders, notes = choose_orders(rule, sigma_host)
+    orders, notes = choose_orders(rule, sigma_host, stacklevel=4)
     r = max(int(orders.max(initial=1)), 1)
 
     orders_device = from_host(orders, sigma)
     keep = xp.astype(
         xp.arange(r, device=device(sigma)) < orders_device[..., None], sigma.dtype
     )  # (..., r): 0 for padding
-    root = xp.where(keep > 0, sigma[..., :r], xp.ones_like(keep)) ** -0.5 * keep
-    right = (factors.controllability @ conjugate_transpose(Vh[..., :r, :])) * root[..., None, :]
-    left = (factors.observability @ U[..., :, :r]) * root[..., None, :]
-    left = _make_biorthogonal(left, right, keep)
+    left, right = bases(
+        factors.observability @ U[..., :, :r],
+        factors.controllability @ conjugate_transpose(Vh[..., :r, :]),
+        sigma[..., :r],
+        keep,
+    )
+    left = make_biorthogonal(left, right, keep)
 
     reduced = _project(sys, left, right, keep)
     if isinstance(sys, DiagonalStateSpace) and sys._conjugate_pairs:
@@ -215,7 +266,7 @@ def numerical_rank(sigma: np.ndarray) -> np.ndarray:
     return np.asarray(np.sum(sigma > sigma.shape[-1] * _EPS * sigma[..., :1], axis=-1))
 
 
-def choose_orders(rule: Rule, sigma: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+def choose_orders(rule: Rule, sigma: np.ndarray, stacklevel: int = 3) -> tuple[np.ndarray, tuple[str, ...]]:
     """Orders within the numerical rank ``(...)``, and what is remarkable about them, warned of as well."""
     orders = rule.choose(sigma)
     rank = numerical_rank(sigma)
@@ -246,11 +297,11 @@ def choose_orders(rule: Rule, sigma: np.ndarray) -> tuple[np.ndarray, tuple[str,
     if np.any(sigma[..., 0] == 0):
         notes.append("all Hankel singular values are zero: no input reaches any output, and only D is left")
     for note in notes:
-        warnings.warn(note, OrderWarning, stacklevel=3)
+        warnings.warn(note, OrderWarning, stacklevel=stacklevel)
     return orders.astype(np.int64), tuple(notes)
 
 
-def _make_biorthogonal(left: Array, right: Array, keep: Array) -> Array:
+def make_biorthogonal(left: Array, right: Array, keep: Array) -> Array:
     """Remove the rounding errors of ``left^H right``, which grow like ``eps sigma_1 / sigma_r``, by one small solve."""
     xp = namespace(left)
     r = left.shape[-1]

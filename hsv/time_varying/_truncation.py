@@ -11,7 +11,7 @@ import numpy as np
 from hsv._array import Array, conjugate_transpose, device, from_host, namespace, real, round_to, to_host, widen
 from hsv._errors import OrderError, OrderWarning
 from hsv._order import ErrorBound, Rule, as_rule
-from hsv._reduction import _make_biorthogonal
+from hsv._reduction import make_biorthogonal
 from hsv.time_varying._gramians import between, check_maps, kind_of
 from hsv.time_varying._hankel import factor_pair
 
@@ -143,7 +143,7 @@ def balanced_truncation(
     keep = xp.astype(kept, sigma.dtype)
     root = xp.where(kept, sigma[..., :r], xp.ones_like(keep)) ** -0.5 * keep
     right = (reach @ conjugate_transpose(Vh[..., :r, :])) * root[..., None, :]
-    left = _make_biorthogonal((observe @ U[..., :, :r]) * root[..., None, :], right, keep)
+    left = make_biorthogonal((observe @ U[..., :, :r]) * root[..., None, :], right, keep)
 
     axis = C.ndim - 3  # time
     before, after = between(right, axis, 0, -1), between(right, axis, 1, None)

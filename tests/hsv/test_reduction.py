@@ -275,3 +275,28 @@ def test_single_precision_that_would_round_onto_the_circle_is_an_error():
         hsv.balanced_truncation(sys, 1)
     red = hsv.balanced_truncation(hsv.DiagonalStateSpace.from_log_poles([-1e-9, -0.5], [[1], [1]], [[1, 1]]), 1)
     np.testing.assert_allclose(1 - red.system.A[0, 0], 1e-9, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dt", [0, True])
+@pytest.mark.parametrize("make", [random_system, random_diagonal])
+def test_balancing_free_truncation_is_the_same_system_in_orthonormal_bases(make, dt, rng):
+    sys = make(rng, batch=(2,), n=7, dt=dt)
+    w = np.linspace(-3, 3, 9)
+    for rule in (3, hsv.Threshold(0.1)):
+        red, balanced = hsv.balancing_free_truncation(sys, rule), hsv.balanced_truncation(sys, rule)
+        np.testing.assert_array_equal(red.orders, balanced.orders)
+        np.testing.assert_array_equal(red.error_bound, balanced.error_bound)
+        found, expected = (r.system.frequency_response(w) for r in (red, balanced))
+        np.testing.assert_allclose(found, expected, atol=1e-9)
+        for i in range(2):
+            one = red.select(i)
+            r = one.system.n_states
+            np.testing.assert_allclose(one.right.conj().T @ one.right, np.eye(r), atol=1e-13)
+            np.testing.assert_allclose(one.left.conj().T @ one.right, np.eye(r), atol=1e-12)
+
+
+def test_balancing_free_coordinates_stay_well_conditioned(rng):
+    sys = random_diagonal(rng, n=8, m=1, p=1, dt=True)
+    balanced, free = (np.linalg.cond(f(sys, 6).right) for f in (hsv.balanced_truncation, hsv.balancing_free_truncation))
+    assert free < 1 + 1e-12
+    assert balanced > 3
