@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import struct
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +22,24 @@ FORMAT, VERSION = "hsv-system", 1
 _DTYPES = ("float32", "float64", "complex64", "complex128")
 # A sparse matrix is made dense: 20,000 states are 3.2 GB of double precision, and dense methods take days beyond.
 _MOST_SPARSE_STATES = 20_000
+_MAT5_MATRIX, _MAT5_COMPRESSED = 14, 15
+_MAT5_KINDS = (
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    9,
+    12,
+    13,
+    _MAT5_MATRIX,
+    _MAT5_COMPRESSED,
+    16,
+    17,
+    18,
+)  # numbers and text; 8, 10, 11 are reserved
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -395,13 +415,14 @@ def _write_mat(sys: LinearSystem, labels: dict[str, Any]) -> bytes:
     if sys.batch_shape:
         raise ShapeError(f"a .mat file holds one system, got a batch of shape {sys.batch_shape}; use .npz or .json")
     dense = sys.to_dense()
-    variables: dict[str, Any] = {name: to_host(getattr(dense, name)) for name in "ABCD"}
-    variables["Ts"] = -1.0 if dense.dt is True else float(dense.dt)
+    # A last: the format has no count of variables, and a file cut off between two of them must lack one that is needed.
+    variables: dict[str, Any] = {"Ts": -1.0 if dense.dt is True else float(dense.dt)}
     for ours, theirs in (("inputs", "InputName"), ("outputs", "OutputName")):
         if ours in labels:
             variables[theirs] = np.array([str(x) for x in labels[ours]], dtype=object)[:, None]
     if "name" in labels:
         variables["Name"] = labels["name"]
+    variables |= {name: to_host(getattr(dense, name)) for name in "DCBA"}
     buffer = io.BytesIO()
     scipy.io.savemat(buffer, variables, do_compression=True)
     return buffer.getvalue()
@@ -415,11 +436,38 @@ def _read_mat(path: Path, dt: float | bool | None) -> Model:
     else:
         import scipy.io
 
-        with path.open("rb") as file, _parsing(path, ".mat of version 5"):
+        content = path.read_bytes()
+        with _parsing(path, ".mat of version 5"):
+            _check_mat5(content)
             # mat_dtype: logical variables come as booleans, and doubles that were stored as integers as doubles
-            variables = scipy.io.loadmat(file, mat_dtype=True)
+            variables = scipy.io.loadmat(io.BytesIO(content), mat_dtype=True)
     with _parsing(path, ".mat"):
         return _from_variables(path, {k: v for k, v in variables.items() if not k.startswith("__")}, dt)
+
+
+def _check_mat5(content: bytes) -> None:
+    """Walk through the elements of a file: SciPy ends the process where a damaged file has an element of no known type."""
+    if len(content) < 128 or content[126:128] not in (b"IM", b"MI"):
+        raise ValueError("no header of a MATLAB file of version 5")
+    _check_mat5_elements(memoryview(content)[128:], "<" if content[126:128] == b"IM" else ">")
+
+
+def _check_mat5_elements(data: Any, byte_order: str) -> None:
+    position = 0
+    while position < len(data):
+        kind, size = struct.unpack_from(byte_order + "II", data, position)
+        if kind >> 16:  # a small element: its size in the upper half, up to four bytes in place of the size
+            kind, size, start = kind & 0xFFFF, kind >> 16, position + 4
+        else:
+            start = position + 8
+        end = start + size
+        if kind not in _MAT5_KINDS or end > len(data) or (start == position + 4 and size > 4):
+            raise ValueError(f"byte {position} of an array begins no element that is known and complete")
+        if kind == _MAT5_COMPRESSED:
+            _check_mat5_elements(memoryview(zlib.decompress(data[start:end])), byte_order)
+        elif kind == _MAT5_MATRIX:
+            _check_mat5_elements(data[start:end], byte_order)
+        position = end if kind == _MAT5_COMPRESSED else end + -end % 8
 
 
 def _read_hdf5(path: Path) -> dict[str, Any]:

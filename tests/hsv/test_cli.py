@@ -322,3 +322,9 @@ def test_the_documentation_shows_what_the_command_prints(tmp_path, monkeypatch):
         assert [x.rstrip() for x in result.stdout.splitlines()] == expected.splitlines(), command
         shown += 1
     assert shown == 3
+
+
+def test_the_library_imports_nothing_that_only_the_command_needs():
+    script = "import sys, hsv; print(*sorted({'typer', 'rich', 'matplotlib', 'h5py', 'pymor'} & set(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == []

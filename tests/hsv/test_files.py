@@ -290,6 +290,36 @@ def test_truncated_files_are_refused_wherever_they_end(tmp_path):
                 hsv.load(path)
 
 
+@pytest.mark.parametrize("suffix", [*OWN, ".mat"])
+def test_a_file_that_ends_anywhere_is_refused(suffix, tmp_path):
+    path = tmp_path / f"short{suffix}"
+    hsv.save(one_state(), path, inputs=["u"], name="short")
+    content = path.read_bytes()
+    for length in range(len(content.rstrip())):  # without the end of the last line JSON is complete
+        path.write_bytes(content[:length])
+        with pytest.raises(hsv.HsvError):
+            hsv.load(path, dt=0.1)
+
+
+def test_damaged_mat_files_end_no_process(tmp_path, rng):
+    """SciPy's reader crashes where the type of an element is damaged; without compression nothing else would find out."""
+    path = tmp_path / "model.mat"
+    system = known.slicot_power_system().system()
+    scipy.io.savemat(path, {name: getattr(system, name) for name in "ABCD"} | {"Ts": 0.0})
+    content = path.read_bytes()
+    hsv.load(path)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(content)
+        damaged[rng.integers(len(damaged))] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            hsv.load(path)
+        except hsv.HsvError:
+            refused += 1
+    assert refused > 10  # most bytes belong to numbers, and another number is as good
+
+
 def test_foreign_files_are_refused(tmp_path):
     for suffix in (*OWN, ".mat"):
         path = tmp_path / f"foreign{suffix}"
