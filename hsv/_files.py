@@ -22,24 +22,11 @@ FORMAT, VERSION = "hsv-system", 1
 _DTYPES = ("float32", "float64", "complex64", "complex128")
 # A sparse matrix is made dense: 20,000 states are 3.2 GB of double precision, and dense methods take days beyond.
 _MOST_SPARSE_STATES = 20_000
+# Types of elements in MATLAB's version 5; numbers and text; classes of arrays that are made of these alone, from text (4) to 64-bit integers.
 _MAT5_MATRIX, _MAT5_COMPRESSED = 14, 15
-_MAT5_KINDS = (
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-    7,
-    9,
-    12,
-    13,
-    _MAT5_MATRIX,
-    _MAT5_COMPRESSED,
-    16,
-    17,
-    18,
-)  # numbers and text; 8, 10, 11 are reserved
+_MAT5_TOP = frozenset({_MAT5_MATRIX, _MAT5_COMPRESSED})
+_MAT5_NUMBERS = frozenset({1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 16, 17, 18})
+_MAT5_SPARSE, _MAT5_PLAIN_CLASSES = 5, range(4, 16)
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -452,8 +439,9 @@ def _check_mat5(content: bytes) -> None:
     _check_mat5_elements(memoryview(content)[128:], "<" if content[126:128] == b"IM" else ">")
 
 
-def _check_mat5_elements(data: Any, byte_order: str) -> None:
-    position = 0
+def _check_mat5_elements(data: Any, byte_order: str, allowed: frozenset[int] = _MAT5_TOP) -> int:
+    """The number of elements; an error unless each is complete and of a type that may stand there."""
+    position = count = 0
     while position < len(data):
         kind, size = struct.unpack_from(byte_order + "II", data, position)
         if kind >> 16:  # a small element: its size in the upper half, up to four bytes in place of the size
@@ -461,13 +449,27 @@ def _check_mat5_elements(data: Any, byte_order: str) -> None:
         else:
             start = position + 8
         end = start + size
-        if kind not in _MAT5_KINDS or end > len(data) or (start == position + 4 and size > 4):
-            raise ValueError(f"byte {position} of an array begins no element that is known and complete")
+        if kind not in allowed or end > len(data) or (start == position + 4 and size > 4):
+            raise ValueError(
+                f"byte {position} of an array begins no element that is complete and of a type known there"
+            )
         if kind == _MAT5_COMPRESSED:
             _check_mat5_elements(memoryview(zlib.decompress(data[start:end])), byte_order)
-        elif kind == _MAT5_MATRIX:
-            _check_mat5_elements(data[start:end], byte_order)
+        elif kind == _MAT5_MATRIX and size:
+            _check_mat5_matrix(data[start:end], byte_order)
         position = end if kind == _MAT5_COMPRESSED else end + -end % 8
+        count += 1
+    return count
+
+
+def _check_mat5_matrix(data: Any, byte_order: str) -> None:
+    flags = struct.unpack_from(byte_order + "I", data, 8)[0]  # after its tag
+    array_class, is_complex = flags & 0xFF, bool(flags & 0x800)
+    plain = array_class in _MAT5_PLAIN_CLASSES
+    count = _check_mat5_elements(data, byte_order, _MAT5_NUMBERS if plain else _MAT5_NUMBERS | {_MAT5_MATRIX})
+    # flags, sizes, name, numbers; a sparse matrix has the places of its numbers before them
+    if plain and count != 4 + 2 * (array_class == _MAT5_SPARSE) + is_complex:
+        raise ValueError(f"an array has {count} parts, which does not fit its class {array_class}")
 
 
 def _read_hdf5(path: Path) -> dict[str, Any]:
