@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hsv._array import dtype_name, to_host
+from hsv._descriptor import from_descriptor
 from hsv._errors import DtypeError, HsvError, MissingBackendError, ShapeError
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, real_part
 
@@ -43,7 +44,7 @@ def load(path: str | os.PathLike[str], *, dt: float | bool | None = None) -> Any
     Parameters
     ----------
     path : path
-        The suffix decides the format. ``.mat`` files, of version 5 or 7.3, hold the variables ``A``, ``B``, ``C`` and maybe ``D``, full or sparse, and the time base
+        The suffix decides the format. ``.mat`` files, of version 5 or 7.3, hold the variables ``A``, ``B``, ``C`` and maybe ``D`` and ``E``, full or sparse, and the time base
         as ``dt`` or ``Ts``: 0 is continuous, -1 (MATLAB's "unspecified") or a logical true a discrete system without seconds. Plain ``.npz`` files
         with arrays of these names are read too.
     dt : float or bool, optional
@@ -57,7 +58,9 @@ def load(path: str | os.PathLike[str], *, dt: float | bool | None = None) -> Any
     Raises
     ------
     HsvError
-        The file is truncated or something else, has no time base, or has an ``E`` that is not the identity.
+        The file is truncated or something else, or has no time base.
+    IllConditionedError
+        An ``E`` in the file is singular; see :func:`from_descriptor`.
     MissingBackendError
         A ``.mat`` file of version 7.3 without h5py.
     OSError
@@ -187,18 +190,11 @@ def choose_dt(own: float | bool | None, given: float | bool | None, *, where: st
     return own
 
 
-def require_identity(E: Any, *, where: str) -> None:
-    """Raise :class:`HsvError` unless `E` is absent or the identity."""
-    if E is None:
-        return
-    matrix = _dense("E", E)
-    if matrix.size and not (
-        matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] and np.array_equal(matrix, np.eye(len(matrix)))
-    ):
-        raise HsvError(
-            f"{where} is a descriptor system, E x' = A x + B u with E not the identity, which is not supported; "
-            "where E is well conditioned, replace A and B by solve(E, A) and solve(E, B)"
-        )
+def make_system(E: Any, A: Any, B: Any, C: Any, D: Any, *, dt: float | bool) -> StateSpace:
+    """A dense system from matrices, one with ``E`` brought to the standard form; nothing is changed where ``E`` is the identity."""
+    if E is None or E.size == 0 or (E.ndim == 2 and E.shape == A.shape and np.array_equal(E, np.eye(len(E)))):
+        return StateSpace(A, B, C, D, dt=dt)
+    return from_descriptor(E, A, B, C, D, dt=dt)
 
 
 def _format(path: Path, table: Mapping[str, Any]) -> Any:
@@ -284,20 +280,19 @@ def _from_variables(path: Path, variables: Mapping[str, Any], dt: float | bool |
         raise HsvError(
             f"{path} must have the variables A, B, C, has {found}; in MATLAB: [A,B,C,D] = ssdata(sys); Ts = sys.Ts; save model.mat A B C D Ts"
         )
-    require_identity(variables.get("E"), where=str(path))
     bases = {name: _time_base(path, name, variables[name]) for name in ("dt", "Ts") if name in variables}
     if len({(base, base is True) for base in bases.values()}) > 1:
         raise HsvError(f"{path}: dt and Ts must be equal, got {bases['dt']!r} and {bases['Ts']!r}")
     chosen = choose_dt(next(iter(bases.values()), None), dt, where=str(path), change="hsv.discretize samples a system")
     A, B, C = (_dense(name, variables[name]) for name in "ABC")
-    D = _dense("D", variables["D"]) if "D" in variables else None
-    for name, matrix in zip("ABCD", (A, B, C, D), strict=True):
+    D, E = (_dense(name, variables[name]) if name in variables else None for name in "DE")
+    for name, matrix in zip("ABCDE", (A, B, C, D, E), strict=True):
         if matrix is not None and matrix.ndim > 2:
             raise ShapeError(
                 f"{path}: {name} must be a matrix, got shape {matrix.shape}; batches go into .npz or .json"
             )
     empty = D is not None and D.size == 0
-    system = StateSpace(A, B, C, None if empty else D, dt=chosen)
+    system = make_system(E, A, B, C, None if empty else D, dt=chosen)
     labels: dict[str, Any] = {}
     for ours, theirs in (("inputs", "InputName"), ("outputs", "OutputName")):
         names = _names(variables.get(theirs))

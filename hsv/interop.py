@@ -11,7 +11,7 @@ import numpy as np
 
 from hsv._array import to_host
 from hsv._errors import DtypeError, MissingBackendError, ShapeError
-from hsv._files import check_labels, choose_dt, read_model, require_identity
+from hsv._files import check_labels, choose_dt, make_system, read_model
 from hsv._systems import LinearSystem, StateSpace
 
 if TYPE_CHECKING:
@@ -268,7 +268,7 @@ def from_pymor(model: Any) -> StateSpace:
     Parameters
     ----------
     model : pymor.models.iosys.LTIModel
-        Without parameters, with ``E`` the identity. Sparse matrices become dense.
+        Without parameters. Sparse matrices become dense; an invertible ``E`` is brought to the standard form by :func:`from_descriptor`.
 
     Returns
     -------
@@ -279,8 +279,8 @@ def from_pymor(model: Any) -> StateSpace:
     ------
     DtypeError
         `model` is no ``LTIModel``: of models with other matrices, second-order ones say, convert ``model.to_lti()``.
-    HsvError
-        ``E`` is not the identity.
+    IllConditionedError
+        ``E`` is singular.
     """
     if not (hasattr(model, "to_matrices") and hasattr(model, "sampling_time")):
         raise DtypeError(f"model must be an LTIModel of pyMOR, got {type(model).__name__}")
@@ -289,10 +289,8 @@ def from_pymor(model: Any) -> StateSpace:
         raise DtypeError(
             f"model must be an LTIModel with matrices A, B, C, D, E, got {type(model).__name__} with {len(matrices)} of them; convert model.to_lti()"
         )
-    *maps, E = matrices
-    require_identity(E, where="model")
-    A, B, C, D = (x.toarray() if hasattr(x, "toarray") else x for x in maps)
-    return StateSpace(A, B, C, D, dt=float(model.sampling_time))
+    A, B, C, D, E = (x.toarray() if hasattr(x, "toarray") else x for x in matrices)
+    return make_system(E, A, B, C, D, dt=float(model.sampling_time))
 
 
 def to_pymor(sys: LinearSystem) -> Any:

@@ -245,8 +245,10 @@ def test_a_model_like_pymors_is_converted():
     np.testing.assert_array_equal(sys.D, [[0.0]])
     assert sys.dt == 0
     assert hsv.from_pymor(StandIn(A * 0.1, B, C, np.ones((1, 1)), np.eye(2), sampling_time=0.5)).dt == 0.5
-    with pytest.raises(hsv.HsvError, match="model is a descriptor system"):
-        hsv.from_pymor(StandIn(A, B, C, None, 2 * np.eye(2)))
+    halved = hsv.from_pymor(StandIn(A, B, C, None, scipy.sparse.diags([2.0, 2.0])))
+    np.testing.assert_allclose(np.sort(halved.poles().real), [-1.0, -0.5])
+    with pytest.raises(hsv.IllConditionedError):
+        hsv.from_pymor(StandIn(A, B, C, None, np.diag([1.0, 0.0])))
     with pytest.raises(hsv.DtypeError, match=r"7 of them; convert model\.to_lti"):
         hsv.from_pymor(StandIn(*[A] * 7))
     with pytest.raises(hsv.DtypeError, match="LTIModel of pyMOR, got int"):
