@@ -249,6 +249,79 @@ def penzl_fom(n_real: int = 1000) -> ReferenceSystem:
     return ReferenceSystem(A=A, B=B, C=B.T.copy(), dt=0, source="Penzl (2006), example 2")
 
 
+def penzl_fom_modes(n_real: int = 1000) -> hsv.DiagonalStateSpace:
+    """`penzl_fom` in the coordinates of its eigenvectors, which are orthonormal: ``(1, +-i) / sqrt(2)`` in each block."""
+    frequencies = 1j * np.array([100.0, 200.0, 400.0])
+    poles = np.concatenate([-1 + frequencies, -1 - frequencies, -np.arange(1.0, n_real + 1)])
+    b = np.concatenate([np.full(3, 10 - 10j) / np.sqrt(2), np.full(3, 10 + 10j) / np.sqrt(2), np.ones(n_real)])
+    return hsv.DiagonalStateSpace(poles, b[:, None], b.conj()[None, :], dt=0)
+
+
+def clamped_beam(n_elements: int) -> ReferenceSystem:
+    """A light beam of length 1, clamped at one end, pushed at the other, where its deflection is measured; ``4 n_elements`` states.
+
+    Euler and Bernoulli's beam of unit stiffness and mass per length in cubic finite elements with consistent mass; damping ``0.05 M + 1e-5 K``. The first
+    frequency is 1.8751^2 = 3.516 rad/s, the first damping ratio 0.7 %.
+    """
+    h = 1 / n_elements
+    stiffness = np.array([[12, 6 * h, -12, 6 * h], [6 * h, 4 * h**2, -6 * h, 2 * h**2]])
+    mass = np.array([[156, 22 * h, 54, -13 * h], [22 * h, 4 * h**2, 13 * h, -3 * h**2]])
+    turned = [2, 3, 0, 1], np.array([1, -1, 1, -1])  # the other end of an element, seen from there
+    stiffness, mass = (
+        np.vstack([m, (m * turned[1])[:, turned[0]] * np.array([[1], [-1]])]) * scale
+        for m, scale in ((stiffness, h**-3), (mass, h / 420))
+    )
+    n = 2 * n_elements
+    K, M = np.zeros((n + 2, n + 2)), np.zeros((n + 2, n + 2))
+    for first in range(0, n, 2):
+        K[first : first + 4, first : first + 4] += stiffness
+        M[first : first + 4, first : first + 4] += mass
+    K, M = K[2:, 2:], M[2:, 2:]  # neither deflection nor slope at the clamp
+    force = np.zeros((n, 1))
+    force[n - 2] = 1.0
+    damping = 0.05 * M + 1e-5 * K
+    A = np.block([[np.zeros((n, n)), np.eye(n)], [-np.linalg.solve(M, K), -np.linalg.solve(M, damping)]])
+    B = np.vstack([np.zeros((n, 1)), np.linalg.solve(M, force)])
+    return ReferenceSystem(
+        A=A, B=B, C=np.vstack([force, np.zeros((n, 1))]).T, dt=0, source="finite elements by formula"
+    )
+
+
+def prescribed_hankel_values(
+    rng: np.random.Generator, sigma: np.ndarray, ports: int, *, condition: float = 1.0
+) -> ReferenceSystem:
+    r"""Draw a real continuous system with these Hankel values, distinct and positive, and as many outputs as inputs.
+
+    Rows :math:`b_i` of ``B`` and columns :math:`c_i` of ``C`` of equal length, in random directions, and
+
+    .. math:: A_{ij} = \frac{\sigma_i c_i^T c_j - \sigma_j b_i^T b_j}{\sigma_j^2 - \sigma_i^2}, \qquad A_{ii} = -\frac{b_i^T b_i}{2 \sigma_i},
+
+    make both Gramians :math:`\operatorname{diag}(\sigma)`; then random coordinates of the given condition. Rounding of the entries moves the values by
+    about ``eps * condition^2`` of the largest.
+    """
+    n = len(sigma)
+
+    def directions() -> np.ndarray:
+        rows = rng.normal(size=(n, ports))
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True) * np.sqrt(sigma)[:, None]
+
+    b, c = directions(), directions()
+    gap = sigma[None, :] ** 2 - sigma[:, None] ** 2 + np.eye(n)  # (i, j); the diagonal is written below
+    A = (sigma[:, None] * (c @ c.T) - sigma[None, :] * (b @ b.T)) / gap
+    A[np.arange(n), np.arange(n)] = -0.5  # b_i^T b_i = sigma_i
+    left, right = (np.linalg.qr(rng.normal(size=(n, n)))[0] for _ in range(2))
+    stretch = np.geomspace(1, 1 / condition, n)
+    T, T_inverse = left * stretch @ right.T, right / stretch @ left.T
+    return ReferenceSystem(
+        A=T @ A @ T_inverse,
+        B=T @ b,
+        C=c.T @ T_inverse,
+        dt=0,
+        source="balanced realisations: Pernebo and Silverman (1982), Ober (1987)",
+        hankel_singular_values=sigma,
+    )
+
+
 def lru_initialisation(
     rng: np.random.Generator,
     n: int,
