@@ -21,7 +21,7 @@ from hsv._array import (
     widen,
     zeros,
 )
-from hsv._errors import ShapeError, UnstableSystemError
+from hsv._errors import HsvError, ShapeError, UnstableSystemError
 from hsv._systems import DiagonalStateSpace, StateSpace
 from hsv.time_varying._stream import (
     N_GROUPS,
@@ -78,7 +78,7 @@ class GramianEstimator(StreamEstimator):
         self._n_sequences = 0
         self._like = np.empty(0)
 
-    def update(self, A: Any, B: Any, C: Any, mask: Any = None) -> None:
+    def update(self, A: Any, B: Any, C: Any, mask: Any = None, *, weights: Any = None) -> None:
         """Add whole sequences.
 
         Parameters
@@ -90,6 +90,9 @@ class GramianEstimator(StreamEstimator):
         mask : array, optional
             Shape ``(..., T)``, boolean. A step that is False is not there: the steps before and after it are neighbours, and whatever
             the other arrays hold there is not looked at.
+        weights : array, optional
+            Shape ``(...)``, positive: how much each sequence counts in all means, 1 by default. A sequence of weight 2 counts as if it came twice, but
+            for standard errors it is still one sequence.
 
         Raises
         ------
@@ -120,7 +123,7 @@ class GramianEstimator(StreamEstimator):
             require_finite_sequences(name, array, host_mask)
         A, B, C = (moved_to_front(widen(a), host_mask) for a in (A, B, C))
         lengths = np.full(batch, length) if host_mask is None else host_mask.sum(axis=1)
-        sums = self._sums_of(A, B, C, lengths, core)
+        sums = self._sums_of(A, B, C, lengths, _checked_weights(weights, shape[:-1]), core)
         if self._sums:
             self._check_sizes(sums)
         self._commit(sums, batch)
@@ -134,10 +137,12 @@ class GramianEstimator(StreamEstimator):
                     "make one estimator for each layer"
                 )
 
-    def _sums_of(self, A: Array, B: Array, C: Array, lengths: np.ndarray, core: int) -> dict[str, np.ndarray]:
+    def _sums_of(
+        self, A: Array, B: Array, C: Array, lengths: np.ndarray, weights: np.ndarray, core: int
+    ) -> dict[str, np.ndarray]:
         xp = namespace(A)
         (batch, length, n), layers = B.shape[:3], self._settings["layer_convention"]
-        present = from_host((np.arange(length) < lengths[:, None]).astype(np.float64), real(A))  # (b, T)
+        present = from_host((np.arange(length) < lengths[:, None]) * weights[:, None], real(A))  # (b, T)
         P = Q = zeros((batch, n, n), A if core else B)
         mean_P, mean_Q, product = P, Q, zeros((batch, n), real(B))
         p, q = product, product
@@ -169,15 +174,15 @@ class GramianEstimator(StreamEstimator):
             )
         groups = (self._n_sequences + np.arange(batch)) % N_GROUPS
         sums = {"steps": np.zeros(N_GROUPS)} | {name: np.zeros((N_GROUPS, n)) for name in of_sequences}
-        np.add.at(sums["steps"], groups, lengths)
+        np.add.at(sums["steps"], groups, lengths * weights)
         for name, values in of_sequences.items():
             np.add.at(sums[name], groups, values)
         return sums | {
             "P": to_host(xp.sum(mean_P, axis=0)),
             "Q": to_host(xp.sum(mean_Q, axis=0)),
-            "A": to_host(xp.sum(A, axis=(0, 1))),
-            "B": to_host(xp.sum(B, axis=(0, 1))),
-            "C": to_host(xp.sum(C, axis=(0, 1))),
+            "A": np.tensordot(weights, to_host(xp.sum(A, axis=1)), axes=1),
+            "B": np.tensordot(weights, to_host(xp.sum(B, axis=1)), axes=1),
+            "C": np.tensordot(weights, to_host(xp.sum(C, axis=1)), axes=1),
         }
 
     def mean_gramians(self) -> tuple[Array, Array]:
@@ -211,6 +216,19 @@ class GramianEstimator(StreamEstimator):
         est = cls(**header["settings"])
         est._set(header["settings"], header["n_sequences"], arrays)
         return est
+
+
+def _checked_weights(weights: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """One positive number for each sequence, ``(batch,)``, on the host."""
+    if weights is None:
+        return np.ones(int(np.prod(shape, dtype=int)))
+    host = np.asarray(to_host(weights) if is_array(weights) else weights, dtype=np.float64)
+    if host.shape != shape:
+        raise ShapeError(f"weights must have shape {shape}, one for each sequence, got {host.shape}")
+    if not (np.isfinite(host) & (host > 0)).all():
+        worst = host[~(np.isfinite(host) & (host > 0))].flat[0]
+        raise HsvError(f"weights must be positive and finite, found {worst}; leave out a sequence that shall not count")
+    return host.reshape(-1)
 
 
 def _check_sequences(A: Array, B: Array, C: Array) -> int:

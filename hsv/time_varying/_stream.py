@@ -37,9 +37,10 @@ class StreamEstimator:
         return self._n_sequences
 
     @property
-    def n_steps(self) -> int:
-        """Number of steps seen, padding not counted."""
-        return int(self._sums["steps"].sum()) if self._sums else 0
+    def n_steps(self) -> float:
+        """Number of steps seen, padding not counted; a step counts as much as its sequence weighs."""
+        total = float(self._sums["steps"].sum()) if self._sums else 0.0
+        return int(total) if total.is_integer() else total
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self._settings.items())

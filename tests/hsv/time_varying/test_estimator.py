@@ -381,3 +381,40 @@ def test_bad_arguments(rng):
     for options in ({"relative": 0}, {"agreement": 0}, {"agreement": 1.1}, {"keep": 0}, {"keep": 5}, {"keep": 1.5}):
         with pytest.raises(hsv.HsvError, match="must be"):
             est.converged(**{"relative": 1e9} | options)
+
+
+@pytest.mark.parametrize("core", [0, 1, 2])
+def test_a_sequence_of_weight_two_counts_twice(core, rng):
+    A = 0.9 * rng.uniform(-1, 1, (3, 6, *(4,) * core)) / (4 if core == 2 else 1)
+    B, C = rng.normal(size=(3, 6, 4, 2)), rng.normal(size=(3, 6, 1, 4))
+    mask = np.ones((3, 6), bool)
+    mask[1, 4:] = False
+    weighted, repeated = hsv.time_varying.GramianEstimator(window=3), hsv.time_varying.GramianEstimator(window=3)
+    weighted.update(A, B, C, mask, weights=[1.0, 2.0, 3.0])
+    for k, times in enumerate((1, 2, 3)):
+        for _ in range(times):
+            repeated.update(A[[k]], B[[k]], C[[k]], mask[[k]])
+    assert weighted.n_steps == repeated.n_steps == 6 + 2 * 4 + 3 * 6
+    for mine, expected in zip(weighted.mean_gramians(), repeated.mean_gramians(), strict=True):
+        np.testing.assert_allclose(mine, expected, rtol=1e-12)
+    for kind in ("hankel", "ghost", "second_moment"):
+        np.testing.assert_allclose(weighted.scores(kind), repeated.scores(kind), rtol=1e-12)
+    mine, expected = weighted.mean_system().to_dense(), repeated.mean_system().to_dense()
+    for name in "ABC":
+        np.testing.assert_allclose(getattr(mine, name), getattr(expected, name), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0, 2.0], r"weights must have shape \(3,\)"),
+        ([1.0, 0.0, 1.0], "positive and finite, found 0"),
+        ([1, np.nan, 1], "nan"),
+    ],
+)
+def test_weights_that_make_no_sense_are_refused(weights, message, rng):
+    est = hsv.time_varying.GramianEstimator()
+    A, B, C = np.full((3, 6), 0.5), rng.normal(size=(3, 6, 4, 2)), rng.normal(size=(3, 6, 1, 4))
+    with pytest.raises(hsv.HsvError, match=message):
+        est.update(A, B, C, weights=weights)
+    assert est.n_sequences == 0
