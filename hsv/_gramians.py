@@ -73,7 +73,7 @@ def controllability_gramian(sys: LinearSystem, horizon: float | None = None) -> 
     array([[11.25]])
     """
     if horizon is not None:
-        _check_horizon(sys, horizon)
+        check_horizon(sys, horizon)
         return _finite_gramian(sys, int(horizon)) if sys.is_discrete else _finite_integral(sys, float(horizon))
     if isinstance(sys, DiagonalStateSpace):
         require_stable(sys)
@@ -311,7 +311,8 @@ def _integral_by_doubling(A: np.ndarray, B: np.ndarray, seconds: float) -> np.nd
     return np.asarray(0.5 * (total + total.conj().swapaxes(-1, -2)))
 
 
-def _check_horizon(sys: LinearSystem, horizon: float) -> None:
+def check_horizon(sys: LinearSystem, horizon: float) -> None:
+    """Raise unless `horizon` is a positive number of steps, an int, or of seconds."""
     if not sys.is_discrete:
         if isinstance(horizon, bool) or not isinstance(horizon, (int, float, np.integer, np.floating)):
             raise DtypeError(f"horizon must be a number of seconds or None (infinite), got {horizon!r}")

@@ -9,19 +9,26 @@ from typing import Any
 import numpy as np
 
 from hsv import _kernels
-from hsv._array import Array, from_host, namespace, real, round_to, to_host, widen
+from hsv._array import Array, conjugate_transpose, from_host, namespace, real, round_to, squared_modulus, to_host, widen
 from hsv._errors import HsvError, ShapeError
-from hsv._gramians import factor, require_stable
+from hsv._gramians import check_horizon, controllability_gramian, factor, require_stable
 from hsv._hankel import hankel_singular_values
 from hsv._lyapunov import check_stable, schur_form
-from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace
+from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, in_double_precision
 
 
-def h2_norm(sys: LinearSystem) -> Array:
+def h2_norm(sys: LinearSystem, horizon: float | None = None) -> Array:
     r"""Return the H2 norm: the energy of the impulse response, summed over inputs and outputs.
 
     .. math:: \|G\|_2^2 = \operatorname{tr}(D D^H) + \sum_{k \ge 0} \|C A^k B\|_F^2
               \qquad\text{or}\qquad \|G\|_2^2 = \int_0^\infty \|C e^{At} B\|_F^2\,dt
+
+    Parameters
+    ----------
+    sys : StateSpace or DiagonalStateSpace
+    horizon : int or float, optional
+        Sum over that many terms, integrate over that many seconds instead of for ever; the system may then be unstable. ``h2_norm(sys - reduced, horizon)`` is the error
+        on a window.
 
     Returns
     -------
@@ -37,7 +44,8 @@ def h2_norm(sys: LinearSystem) -> Array:
     -----
     :math:`\|C L\|_F` with the factor :math:`P = L L^H` of the controllability Gramian, never the trace of a product with ``P``:
     nothing is subtracted, so also the norm of a difference of two close systems has an error of only ``eps`` times the norm of
-    each. ``O(n^3)``.
+    each. ``O(n^3)``. With a horizon in discrete time from the impulse response, in continuous time from the Gramian: an error below ``1e-8`` of the norms of
+    the two systems is rounding there.
 
     Examples
     --------
@@ -48,12 +56,30 @@ def h2_norm(sys: LinearSystem) -> Array:
     3.0
     """
     xp = namespace(sys.B)
-    strictly_proper = xp.linalg.vector_norm(widen(sys.C) @ factor(sys), axis=(-2, -1))
+    if horizon is not None:
+        strictly_proper = _norm_on_a_window(sys, horizon)
+    else:
+        strictly_proper = xp.linalg.vector_norm(widen(sys.C) @ factor(sys), axis=(-2, -1))
     if sys.is_discrete:
         norm = xp.hypot(strictly_proper, xp.linalg.vector_norm(widen(sys.D), axis=(-2, -1)))
     else:
         norm = xp.where(xp.any(sys.D != 0, axis=(-2, -1)), xp.inf, strictly_proper)
     return round_to(norm, real(sys.B))
+
+
+def _norm_on_a_window(sys: LinearSystem, horizon: float) -> Array:
+    """The norm of the strictly proper part."""
+    xp = namespace(sys.B)
+    check_horizon(sys, horizon)
+    sys = in_double_precision(sys)
+    if sys.is_discrete:
+        assert isinstance(sys, StateSpace | DiagonalStateSpace)
+        response = sys.impulse_response(int(horizon) + 1)[..., 1:, :, :]
+        return xp.sqrt(xp.sum(squared_modulus(response), axis=(-3, -2, -1)))
+    C = sys.C
+    energy = xp.sum(xp.linalg.diagonal(C @ controllability_gramian(sys, horizon) @ conjugate_transpose(C)), axis=-1)
+    energy = real(energy)
+    return xp.sqrt(xp.where(energy > 0, energy, xp.zeros_like(energy)))
 
 
 def hankel_norm(sys: LinearSystem) -> Array:

@@ -247,6 +247,22 @@ def test_unstable_systems_are_refused(norm, pole, dt, diagonal):
         norm(sys)
 
 
+@pytest.mark.parametrize("make", [random_system, random_diagonal])
+def test_h2_on_a_window(make, rng):
+    sys = make(rng, batch=(2,), n=5, dt=True)
+    response = sys.impulse_response(8)
+    np.testing.assert_allclose(hsv.h2_norm(sys, 7), np.linalg.norm(response.reshape(2, -1), axis=1), rtol=1e-12)
+    np.testing.assert_allclose(hsv.h2_norm(sys, 5000), hsv.h2_norm(sys), rtol=1e-9)
+    sys = make(rng, batch=(2,), n=5, dt=0)
+    sys = type(sys)(sys.poles() if make is random_diagonal else sys.A, sys.B, sys.C, dt=0)
+    np.testing.assert_allclose(hsv.h2_norm(sys, 1e4), hsv.h2_norm(sys), rtol=1e-9)
+    assert (hsv.h2_norm(sys, 0.1) < hsv.h2_norm(sys, 0.2)).all()
+    one = hsv.StateSpace([[-2.0]], [[6.0]], [[1.0]], dt=0)
+    np.testing.assert_allclose(hsv.h2_norm(one, 0.5), np.sqrt(36 / 4 * -np.expm1(-2)), rtol=1e-12)
+    unstable = hsv.StateSpace([[2.0]], [[1.0]], [[1.0]], dt=True)
+    np.testing.assert_allclose(hsv.h2_norm(unstable, 3), np.sqrt(1 + 4 + 16), rtol=1e-15)
+
+
 @pytest.mark.parametrize("dt", [0, True])
 @pytest.mark.parametrize("complex_", [True, False])
 @pytest.mark.parametrize("make", [random_system, random_diagonal])
