@@ -433,20 +433,37 @@ def _discrete_lyapunov(a: Matrix, q: Matrix) -> Matrix:
 
 
 def _factored(a: Matrix, b: Matrix, *, discrete: bool) -> Matrix:
+    a, scale = _balanced(a)
     s, z = schur_form(a)
     check_stable(_diagonal(s), discrete=discrete)
-    return _factor_from_schur_form(s, z, a, b, discrete=discrete)
+    return scale * _factor_from_schur_form(s, z, a, b / scale, discrete=discrete)
 
 
 def _factored_pair(a: Matrix, b: Matrix, c: Matrix, *, discrete: bool) -> tuple[Matrix, Matrix]:
+    a, scale = _balanced(a)
     s, z = schur_form(a)
     check_stable(_diagonal(s), discrete=discrete)
     # a^H = z s^H z^H, and s^H is upper triangular once the order of its rows and columns is turned round.
     reverse_s, reverse_z = adjoint(s)[..., ::-1, ::-1], z[..., ::-1]
     return (
-        _factor_from_schur_form(s, z, a, b, discrete=discrete),
-        _factor_from_schur_form(reverse_s, reverse_z, a, adjoint(c), discrete=discrete),
+        scale * _factor_from_schur_form(s, z, a, b / scale, discrete=discrete),
+        _factor_from_schur_form(reverse_s, reverse_z, a, scale * adjoint(c), discrete=discrete) / scale,
     )
+
+
+def _balanced(a: Matrix) -> tuple[Matrix, Matrix]:
+    """Return ``d^-1 a d`` and the column ``d`` (..., n, 1) of powers of two that give rows and columns of each matrix like norms.
+
+    No digit changes. Without it the Schur form has an error of ``eps |a|`` in coordinates that may be far too large for the smaller states: with states
+    in units 1e8 apart a stable matrix looks unstable, and Hankel values lose all their digits.
+    """
+    n = a.shape[-1]
+    flat = _real_where_possible(a).reshape(-1, n, n)
+    balanced, scale = np.empty_like(flat), np.empty((len(flat), n, 1))
+    gebal = scipy.linalg.lapack.zgebal if np.iscomplexobj(flat) else scipy.linalg.lapack.dgebal
+    for k, matrix in enumerate(flat):
+        balanced[k], _, _, scale[k, :, 0], _ = gebal(matrix, scale=1, permute=0)
+    return balanced.reshape(a.shape), scale.reshape(*a.shape[:-1], 1)
 
 
 def _factor_from_schur_form(s: Matrix, z: Matrix, a: Matrix, b: Matrix, *, discrete: bool) -> Matrix:
