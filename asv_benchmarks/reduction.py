@@ -1,5 +1,7 @@
 """Benchmarks of `hsv/_reduction.py`."""
 
+import time
+
 from asv_benchmarks import libraries, prepared, sizes
 from asv_benchmarks.systems import dense_system, lru_system
 
@@ -12,6 +14,21 @@ class Continuous:
 
     def setup(self, states, library):
         self.compute = prepared(libraries.balanced_truncation(library, dense_system(states, dt=0), 10), library)
+
+    def time_balanced_truncation(self, states, library):
+        self.compute()
+
+
+class ProcessorTime:
+    """How much processor time does balanced truncation of one dense continuous system take, beside SLICOT's AB09AD? (To be run with --threads 1.)"""
+
+    params = (sizes([10, 50, 100, 256], [512]), ["hsv", "slycot"])
+    param_names = ("states", "library")
+    timer = time.process_time  # other programs on the machine count for less than on the clock
+
+    def setup(self, states, library):
+        system = dense_system(states, dt=0)
+        self.compute = prepared(libraries.balanced_truncation(library, system, max(states // 5, 4)), library)
 
     def time_balanced_truncation(self, states, library):
         self.compute()
