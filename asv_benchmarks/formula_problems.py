@@ -5,6 +5,7 @@ one that cannot take a problem at all (python-control and pyMOR have no Hankel v
 """
 
 import importlib.util
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -62,7 +63,12 @@ def table(*, slow: bool, only: str = "") -> list[list[str]]:
         ratio = problem.error(sys, red.system) / float(red.error_bound)
         cells = [_judged(np.asarray(hsv.hankel_singular_values(sys)), truth)]
         cells += [_judged(peer.values(sys), truth) if peer.takes(sys) else "" for peer in present.values()]
-        kept = [str(sys.n_states), str(int(red.orders)), "yes" if stable else "no", f"{ratio:.2f}"]
+        kept = [
+            str(sys.n_states),
+            str(int(red.orders)),
+            "yes" if stable else "no",
+            f"{math.ceil(ratio * 1e3) / 1e3:.3f}",
+        ]  # rounded up: 1.000 is kept, 1.001 is not
         rows.append([problem.name, *kept, *cells])
     return rows
 

@@ -206,10 +206,10 @@ def solve_lyapunov_factored(a: Array, b: Array, *, discrete: bool) -> Array:
     Notes
     -----
     Hammarling's method on the complex Schur form of ``a`` [1]_, which yields the triangular factor column by column: ``O(n^3)``, in
-    double precision on the host, after ``b`` is compressed to at most ``n`` columns. Arrays on another device stay there: for them this
+    double precision on the host, after ``a`` is balanced by powers of two, so that the units of the states cost no digits, and ``b`` is compressed to at most ``n`` columns. Arrays on another device stay there: for them this
     is `solve_lyapunov_factored_by_doubling`, whose limits then hold. Since ``P`` is never formed, ``L`` has a relative
     error where ``P`` would have the square root of it: directions that hold less than ``1e-8`` of the largest one survive. How well
-    the smallest ones do depends on the Schur form, whose error is ``eps |a|``; for a diagonal ``a`` the closed form behind
+    the smallest ones do depends on the Schur form, whose error is ``eps |a|`` of the balanced ``a``; for a diagonal ``a`` the closed form behind
     :func:`hsv.controllability_factor` is better still.
 
     References
