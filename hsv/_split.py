@@ -108,6 +108,9 @@ def _split_one(A: np.ndarray, B: np.ndarray, C: np.ndarray, *, discrete: bool) -
         pole = complex(re) + 1j * im
         return abs(pole) < 1 if discrete else pole.real < 0
 
+    # Powers of two, no digit changes; states in units far apart would blur which poles are stable.
+    A, (scale, _) = scipy.linalg.matrix_balance(A, permute=False, separate=True)
+    B, C = B / scale[:, None], C * scale
     try:
         T, Z, k = scipy.linalg.schur(A, output="complex" if np.iscomplexobj(A) else "real", sort=is_stable)
     except np.linalg.LinAlgError as error:

@@ -175,6 +175,9 @@ def test_the_units_of_the_states_cost_no_digits(discrete, complex_):
         exact = exact_dense.hankel_values(sys.A, sys.B, sys.C, discrete=discrete)
         # the eigenvectors have condition 1e3 before the units are changed
         np.testing.assert_allclose(hsv.hankel_singular_values(sys), exact, atol=1e-9 * exact[0])
+        stable, unstable = hsv.split_unstable(sys)
+        assert stable.n_states == sys.n_states
+        assert not np.any(unstable.B)
 
 
 def well_posed(sys):
