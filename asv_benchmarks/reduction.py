@@ -28,7 +28,7 @@ class ProcessorTime:
 
     def setup(self, states, library):
         system = dense_system(states, dt=0)
-        self.compute = prepared(libraries.balanced_truncation(library, system, max(states // 5, 4)), library)
+        self.compute = prepared(libraries.balanced_truncation(library, system, min(10, states // 2)), library)
 
     def time_balanced_truncation(self, states, library):
         self.compute()
