@@ -27,7 +27,7 @@ class TaskPlan:
     preset: str
     values: Mapping[str, Any] = field(default_factory=dict)
     sizes: tuple[int, ...] = (32, 16, 8)
-    sizes_trained_on: tuple[int, ...] = (8,)
+    sizes_trained_on: tuple[int, ...] = (8, 2)
     scratch_rates: tuple[float, ...] = (5e-3, 1e-2, 2e-2)
 
 
@@ -205,7 +205,7 @@ def _check_sizes(task: TaskPlan, config: RunConfig) -> None:
 
 DEFAULT = StudyPlan(
     tasks=(
-        TaskPlan("mqar", {"task_options": {"n_test": 1_024}}, sizes=(32, 16, 8, 4), sizes_trained_on=(8, 4)),
+        TaskPlan("mqar", {"task_options": {"n_test": 1_024}}, sizes=(32, 16, 8, 4), sizes_trained_on=(8, 4, 2)),
         TaskPlan("selective_copying", {"task_options": {"n_test": 1_024}}),
         TaskPlan("digits_mamba"),
     )

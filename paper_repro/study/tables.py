@@ -140,13 +140,18 @@ def _table_trained_on(measurements: Sequence[Measurement]) -> list[str]:
             cells.append(_cell(cut) + _against(cut, _by_seed(m for m in scratch if m.n_states == states)))
         rows.append([method_words(method), *cells])
     rows.append(
-        ["from scratch", *(_cell(_by_seed(m for m in scratch if m.n_states == states)) for _, states in columns)]
+        ["from scratch, best rate", *(_cell(_by_seed(m for m in scratch if m.n_states == size)) for _, size in columns)]
     )
+    tried = [measurement for measurement in measurements if measurement.kind == "scratch"]
+    for rate in sorted({m.learning_rate for m in tried if m.learning_rate is not None}):
+        own = [measurement for measurement in tried if measurement.learning_rate == rate]
+        cells = [_cell(_by_seed(m for m in own if m.n_states == size)) for _, size in columns]
+        rows.append([f"from scratch, rate {rate:g}", *cells])
     rates = "; ".join(f"{m.n_states} states {m.learning_rate:g}" for m in {m.n_states: m for m in scratch}.values())
     return [
         "### After training on to the end",
         _markdown(["method", *(f"{point}, {states}" for point, states in columns)], rows),
-        "In brackets: mean difference to the model from scratch of the same seed, in points, with its 95 % interval. "
+        "In brackets: mean difference to the model from scratch of the same seed at its best rate, in points, with its 95 % interval. "
         f"Rates of the models from scratch, best of those tried by mean validation accuracy: {rates or 'none yet'}.",
     ]
 
