@@ -446,9 +446,18 @@ def _factored_pair(a: Matrix, b: Matrix, c: Matrix, *, discrete: bool) -> tuple[
     # a^H = z s^H z^H, and s^H is upper triangular once the order of its rows and columns is turned round.
     reverse_s, reverse_z = adjoint(s)[..., ::-1, ::-1], z[..., ::-1]
     return (
-        scale * _factor_from_schur_form(s, z, a, b / scale, discrete=discrete),
-        _factor_from_schur_form(reverse_s, reverse_z, a, scale * adjoint(c), discrete=discrete) / scale,
+        scale * _graded(_factor_from_schur_form(s, z, a, b / scale, discrete=discrete)),
+        _graded(_factor_from_schur_form(reverse_s, reverse_z, a, scale * adjoint(c), discrete=discrete)) / scale,
     )
+
+
+def _graded(factor: Matrix) -> Matrix:
+    """Return a factor of the same Gramian with its largest columns first: an SVD of graded products finds small values better from that corner.
+
+    Heat equation with 200 states: the first Hankel value that is wrong by 1 % becomes the 23rd instead of the 21st.
+    """
+    order = np.argsort(-np.linalg.norm(factor, axis=-2), axis=-1)
+    return np.take_along_axis(factor, order[..., None, :], axis=-1)
 
 
 def _balanced(a: Matrix) -> tuple[Matrix, Matrix]:

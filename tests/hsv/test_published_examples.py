@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import hsv
-from asv_benchmarks import accuracy, published_examples
+from asv_benchmarks import accuracy, formula_problems, published_examples
 from tests.hsv import exact, exact_dense
 from tests.hsv import reference_systems as known
 
@@ -76,3 +76,14 @@ def test_the_modes_of_fom_are_those_of_its_matrix():
     dense, modes = known.penzl_fom(5).system(), known.penzl_fom_modes(5)
     w = np.array([0.5, 100.0, 333.0])
     np.testing.assert_allclose(modes.frequency_response(w), dense.frequency_response(w), rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_heat_equation_has_no_fewer_right_values_than_slicot_finds():
+    """AB09AD, with 200 states: the first one wrong by 1 % is the 22nd or 23rd, of 2e-16 of the largest; python-control's is the 9th."""
+    sys = known.heat_equation(200).system()
+    truth = exact.heat_equation_hankel_values(200)[:40]
+    place = formula_problems.first_wrong(hsv.hankel_singular_values(sys), truth)
+    assert place >= 22
+    peer = formula_problems.PEERS["python-control"]
+    assert formula_problems.first_wrong(peer.values(sys), truth) <= 12
