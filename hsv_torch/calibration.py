@@ -24,8 +24,11 @@ def check_calibration(layers: Mapping[str, nn.Module], calibration: object, forw
                 f"the system of {needing[0]!r} ({type(layers[needing[0]]).__name__}) depends on its input: pass `calibration`, batches of "
                 "training data (64 sequences are often enough)"
             )
-        if not isinstance(calibration, Tensor | Iterable):
-            raise TypeError(f"`calibration` must be batches (a list, a loader, a tensor), got {calibration!r}")
+        if not isinstance(calibration, Tensor | Iterable) or isinstance(calibration, str | bytes | Mapping):
+            raise TypeError(
+                f"`calibration` must be batches (a list, a loader, or a tensor as the only batch), got a {type(calibration).__qualname__}; "
+                "put a single batch of another kind into a list"
+            )
         if forward is not None and not callable(forward):
             raise TypeError(f"`forward` must be callable with a model and a batch, got {forward!r}")
         return

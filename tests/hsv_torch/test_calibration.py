@@ -292,6 +292,8 @@ class TestBadInput:
 
     def test_not_batches(self):
         self.refused("`calibration` must be batches", 64, TypeError)
+        self.refused("got a str; put a single batch", "train.csv", TypeError)
+        self.refused("got a dict; put a single batch", {"input": batches()[0]}, TypeError)
         self.refused("`forward` must be callable", batches(), TypeError, forward="model")
 
     def test_a_layer_that_is_never_called(self):
