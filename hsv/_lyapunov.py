@@ -411,6 +411,16 @@ def _sylvester(a: Matrix, b: Matrix, q: Matrix) -> Matrix:
 
 
 def _continuous_lyapunov(a: Matrix, q: Matrix) -> Matrix:
+    a, d = _balanced(a)
+    return _scaled(_balanced_continuous_lyapunov(a, q / (d * adjoint(d))), d)
+
+
+def _scaled(x: Matrix, d: Matrix) -> Matrix:
+    """The solution in the units of the caller, from that for ``d^-1 a d``: powers of two change no digit."""
+    return x * (d * adjoint(d))
+
+
+def _balanced_continuous_lyapunov(a: Matrix, q: Matrix) -> Matrix:
     s, z = schur_form(a)
     poles = _diagonal(s)
     gap = np.abs(poles[..., :, None] + poles.conj()[..., None, :])
@@ -422,6 +432,11 @@ def _continuous_lyapunov(a: Matrix, q: Matrix) -> Matrix:
 
 
 def _discrete_lyapunov(a: Matrix, q: Matrix) -> Matrix:
+    a, d = _balanced(a)
+    return _scaled(_balanced_discrete_lyapunov(a, q / (d * adjoint(d))), d)
+
+
+def _balanced_discrete_lyapunov(a: Matrix, q: Matrix) -> Matrix:
     s, z = schur_form(a)
     poles = _diagonal(s)
     size = np.abs(poles)

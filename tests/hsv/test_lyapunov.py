@@ -441,3 +441,21 @@ class TestErrors:
     def test_discrete_has_no_default(self):
         with pytest.raises(TypeError, match="discrete"):
             hsv.solve_lyapunov_factored(SQUARE, SQUARE)
+
+
+@pytest.mark.parametrize("complex_", [False, True])
+@pytest.mark.parametrize("discrete", [False, True])
+def test_stable_systems_in_bad_units_are_solved(discrete, complex_):
+    """Units of 1e+-8 for each state change the solution by their products, and nothing else."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        a, q = (rng.normal(size=(6, 6)) + 1j * complex_ * rng.normal(size=(6, 6)) for _ in range(2))
+        a, q = (a, q) if complex_ else (a.real, q.real)
+        poles = np.linalg.eigvals(a)
+        a = a / (1.2 * np.abs(poles).max()) if discrete else a - (poles.real.max() + 0.5) * np.eye(6)
+        q = q + q.conj().T
+        units = 2.0 ** rng.integers(-27, 28, 6)
+        solve = hsv.solve_discrete_lyapunov if discrete else hsv.solve_continuous_lyapunov
+        expected = solve(a, q)
+        found = solve(a * units[:, None] / units, q * units[:, None] * units) / (units[:, None] * units)
+        np.testing.assert_allclose(found, expected, atol=1e-10 * np.abs(expected).max())
