@@ -22,8 +22,9 @@ from hsv._array import (
     to_complex,
     widen,
 )
+from hsv._cauchy import denominators, expm1
 from hsv._errors import DtypeError, HsvError
-from hsv._gramians import denominators, dual, expm1, factor, require_stable
+from hsv._gramians import dual, factor, require_stable
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace
 
 
