@@ -32,3 +32,20 @@ def selective_scan(
         outputs.append((state * C[:, t, None]).sum(-1))
     nothing = 0 * (delta.sum() + A.sum() + B.sum() + C.sum())
     return torch.stack(outputs, dim=1) if outputs else x + nothing, state
+
+
+def gated_linear_attention(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, initial: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Outputs and last state by a loop over the time steps; see :func:`hsv_torch.scan.gated_linear_attention`."""
+    batch, length, heads, p = v.shape
+    share = heads // q.shape[2]
+    q, k = q.repeat_interleave(share, 2), k.repeat_interleave(share, 2)
+    decay = (log_decay[..., None] if log_decay.ndim == 3 else log_decay.repeat_interleave(share, 2)).exp()
+    state = v.new_zeros(batch, heads, q.shape[3], p) if initial is None else initial
+    outputs = []
+    for t in range(length):
+        state = decay[:, t, :, :, None] * state + k[:, t, :, :, None] * v[:, t, :, None]  # (batch, heads, n, p)
+        outputs.append((q[:, t, :, :, None] * state).sum(-2))
+    nothing = 0 * (q.sum() + k.sum() + decay.sum())
+    return torch.stack(outputs, dim=1) if outputs else v + nothing, state
