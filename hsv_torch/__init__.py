@@ -12,7 +12,7 @@ from hsv_torch.adapters import (
     register_adapter,
     registered_layer_types,
 )
-from hsv_torch.checkpoint import CheckpointError, load_into, save_checkpoint
+from hsv_torch.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_into, load_model, save_checkpoint
 from hsv_torch.compress import compress_
 from hsv_torch.criteria import ComplexHankel, Criterion, DiagonalCriterion, RealHankel, RealPoles, SymmetricHankel
 from hsv_torch.guard import Rollback
@@ -42,6 +42,7 @@ __all__ = [
     "S5",
     "Auto",
     "ChannelBasis",
+    "Checkpoint",
     "CheckpointError",
     "ComplexHankel",
     "CompressionReport",
@@ -76,7 +77,9 @@ __all__ = [
     "compress_",
     "compressible_layers",
     "find_adapter",
+    "load_checkpoint",
     "load_into",
+    "load_model",
     "parameter_groups",
     "put_parameters",
     "register_adapter",

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
-import pickle
-import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import nn
 
 from hsv import HsvError
+from hsv_torch import _packing
 from hsv_torch.adapters import adapter_of, compressible_layers
+from hsv_torch.models import SequenceModel, SequenceModelConfig
 from hsv_torch.optimizer import replace_in_optimizer, replace_parameters
 from hsv_torch.snapshot import Snapshot
 
-_FORMAT = "hsv_torch.checkpoint"
+_KEY = "hsv_torch"  # of the text in the file's metadata
 _VERSION = 1
 
 
@@ -59,6 +64,32 @@ def resize_layers(
                 replace_in_optimizer(optimizer, replaced)
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file of :func:`save_checkpoint` holds, on the CPU.
+
+    Attributes
+    ----------
+    sizes : dict
+        Of every layer that can be cut, by dotted name: ``n_states`` and whatever else its adapter's ``form`` has.
+    model : dict
+        The model's ``state_dict``.
+    configuration : dict or None
+        What the model was made from, if it is a :class:`hsv_torch.SequenceModel`.
+    optimizer : dict or None
+        The optimizer's ``state_dict``, if it was saved.
+    extra : object
+        What was given as `extra`.
+    """
+
+    sizes: dict[str, dict[str, int]]
+    model: dict[str, Any]
+    configuration: dict[str, Any] | None
+    optimizer: dict[str, Any] | None
+    optimizer_parameters: list[list[str]] | None
+    extra: Any
+
+
 def save_checkpoint(
     model: nn.Module,
     path: str | os.PathLike[str],
@@ -68,7 +99,11 @@ def save_checkpoint(
 ) -> None:
     """Save a model with the present sizes of its layers, so that :func:`load_into` can rebuild it.
 
-    The file appears under its name only once it is complete and has been read back: an interruption leaves what was
+    One file in the format of safetensors: all tensors, and in the file's metadata, under ``"hsv_torch"``, a JSON text with the format's version,
+    the sizes of the layers, everything that is no tensor, and a checksum of each tensor. The model's tensors have the names ``model.*``. Reading
+    such a file never runs code.
+
+    The file appears under its name only once it is complete, on the disk and has been read back: an interruption leaves what was
     there before.
 
     Parameters
@@ -85,43 +120,102 @@ def save_checkpoint(
     Raises
     ------
     CheckpointError
-        If `extra` contains objects that cannot be loaded without running code.
+        If `extra`, or a state of the optimizer or the model, contains anything else.
+    OSError
+        The folder does not exist, or the disk is full; a file that was there before is as it was.
     """
+    configuration = getattr(model, "config", None)
     content = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "sizes": layer_sizes(model),
         "model": model.state_dict(),
         "optimizer": None if optimizer is None else optimizer.state_dict(),
         "optimizer_parameters": None if optimizer is None else _names_in_groups(model, optimizer),
         "extra": extra,
     }
+    packed: dict[str, Any] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    for part, value in content.items():
+        try:
+            packed[part], found = _packing.pack(value, part)
+        except TypeError as error:
+            raise CheckpointError(
+                f"`{part}` cannot be stored: {error}; convert it to numbers, strings, tensors, lists, tuples and dicts"
+            ) from error
+        tensors |= found
+    header = {
+        "version": _VERSION,
+        "sizes": layer_sizes(model),
+        "configuration": configuration.to_dict() if isinstance(configuration, SequenceModelConfig) else None,
+        "content": packed,
+        "checksums": _packing.checksums(tensors),
+    }
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with draft.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
         try:
-            torch.load(draft, map_location="cpu", weights_only=True, mmap=True)
-        except pickle.UnpicklingError as error:
-            raise CheckpointError(
-                "`extra` (or a state of the optimizer) holds objects that can only be loaded by running code; save numbers, "
-                f"strings, tensors, lists, tuples and dicts: {_first_line(error)}"
-            ) from error
+            safetensors.torch.save_file(tensors, draft, metadata={_KEY: json.dumps(header, allow_nan=False)})
+        except safetensors.SafetensorError as error:
+            raise OSError(f"{path} could not be written, and is as it was: {error}") from error
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        with safetensors.safe_open(draft, framework="pt") as written:
+            assert set(written.keys()) == set(tensors)
         os.replace(draft, path)
+        _sync_folder(path.parent)
     finally:
         draft.unlink(missing_ok=True)
 
 
-def load_into(
-    model: nn.Module,
-    path: str | os.PathLike[str],
-    *,
-    optimizer: torch.optim.Optimizer | None = None,
-    map_location: Any = None,
-) -> Any:
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read what :func:`save_checkpoint` wrote, without a model.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is no checkpoint, is truncated or damaged, or was written by a newer release.
+
+    Examples
+    --------
+    >>> import tempfile, hsv_torch
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     hsv_torch.save_checkpoint(torch.nn.Sequential(hsv_torch.LRU(4, 16)), f"{folder}/model.safetensors")
+    ...     hsv_torch.load_checkpoint(f"{folder}/model.safetensors").sizes
+    {'0': {'n_states': 16}}
+    """
+    path = Path(path)
+    tensors: dict[str, torch.Tensor] = {}
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if _KEY not in metadata:
+                raise CheckpointError(
+                    f"{path} is a file of safetensors, but was not written by save_checkpoint; load it with safetensors.torch.load_file"
+                )
+            header = json.loads(metadata[_KEY])
+            if header["version"] != _VERSION:
+                raise CheckpointError(
+                    f"{path} has format version {header['version']}, and this release reads {_VERSION}; use a newer release"
+                )
+            # Copies: what the file's mapping holds is aligned to 8 bytes only, and complex arithmetic may take 16 for granted.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (no mapping)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size} bytes) is not a whole checkpoint: it was truncated, damaged, or not written by save_checkpoint: {error}"
+        ) from error
+    try:
+        expected = header["checksums"]
+        damaged = [name for name, sum_ in _packing.checksums(tensors).items() if expected[name] != sum_]
+        content = {part: _packing.unpack(packed, tensors.__getitem__) for part, packed in header["content"].items()}
+        sizes, configuration = header["sizes"], header["configuration"]
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is damaged: what its metadata says does not fit together: {error!r}") from error
+    if damaged:
+        raise CheckpointError(f"{path} is damaged: the checksums of {damaged[:5]} are not those that were stored")
+    return Checkpoint(sizes=sizes, configuration=configuration, **content)
+
+
+def load_into(model: nn.Module, path: str | os.PathLike[str], *, optimizer: torch.optim.Optimizer | None = None) -> Any:
     """Load a checkpoint into a model of the same structure, whatever the sizes of its layers, and into its optimizer.
 
     Layers whose stored size differs get new parameters, in the model and in `optimizer`. On any error model and optimizer
@@ -130,34 +224,39 @@ def load_into(
     Parameters
     ----------
     model
-        Made by the code that made the saved one; its layers may still have their first, full size.
+        Made by the code that made the saved one; its layers may still have their first, full size. Its tensors stay on their devices.
     path
         A file that :func:`save_checkpoint` wrote.
     optimizer
         An optimizer of the same kind and groups; its state is loaded too.
-    map_location
-        As for `torch.load`.
 
     Returns
     -------
     object
-        What was saved as `extra`.
+        What was saved as `extra`, its tensors on the CPU.
 
     Raises
     ------
     CheckpointError
         If the file is no checkpoint, is truncated or damaged, or its names or shapes are not those of the model.
     """
-    content = _read(Path(path), map_location)
-    if optimizer is not None and content["optimizer"] is None:
+    return _put_into(model, load_checkpoint(path), path, optimizer)
+
+
+def _put_into(
+    model: nn.Module, content: Checkpoint, path: str | os.PathLike[str], optimizer: torch.optim.Optimizer | None = None
+) -> Any:
+    if optimizer is not None and content.optimizer is None:
         raise CheckpointError(f"{path} was saved without an optimizer: leave `optimizer` out and make a new one")
     before = Snapshot.take(model, optimizer, layers=compressible_layers(model).values())
     try:
-        resize_layers(model, content["sizes"], optimizer)
-        _check_matches(model, content["model"], path)
-        model.load_state_dict(content["model"])
+        resize_layers(model, content.sizes, optimizer)
+        _check_matches(model, content.model, path)
+        model.load_state_dict(content.model)
         if optimizer is not None:
-            state = _in_the_order_of(optimizer, model, content["optimizer"], content["optimizer_parameters"], path)
+            assert content.optimizer is not None
+            assert content.optimizer_parameters is not None
+            state = _in_the_order_of(optimizer, model, content.optimizer, content.optimizer_parameters, path)
             try:
                 optimizer.load_state_dict(state)
             except (KeyError, ValueError) as error:
@@ -165,31 +264,46 @@ def load_into(
     except BaseException:
         before.restore()
         raise
-    return content["extra"]
+    return content.extra
 
 
-def _read(path: Path, map_location: Any) -> dict[str, Any]:
-    with path.open("rb") as file:
-        if not zipfile.is_zipfile(file):
-            size = path.stat().st_size
-            raise CheckpointError(
-                f"{path} ({size} bytes) is not a whole checkpoint: it was truncated, or was not written by save_checkpoint"
-            )
-    try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
+def load_model(
+    path: str | os.PathLike[str], *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> SequenceModel:
+    """Rebuild a :class:`hsv_torch.SequenceModel` from its checkpoint alone, with the sizes that its layers were saved with.
+
+    Parameters
+    ----------
+    path
+        A file that :func:`save_checkpoint` wrote of such a model.
+    device, dtype
+        As for :class:`hsv_torch.SequenceModel`; the dtype is the stored one by default.
+
+    Raises
+    ------
+    CheckpointError
+        As :func:`load_checkpoint`; or the file holds another model, which :func:`load_into` loads into one that your code makes.
+    """
+    content = load_checkpoint(path)
+    if content.configuration is None:
         raise CheckpointError(
-            f"{path} cannot be read: damaged, or not written by save_checkpoint: {_first_line(error)}"
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise CheckpointError(
-            f"{path} is a file of torch.save, but was not written by save_checkpoint; load it with torch.load"
+            f"{path} holds no hsv_torch.SequenceModel: make the model with your own code and use load_into(model, path)"
         )
-    if content["version"] != _VERSION:
-        raise CheckpointError(
-            f"{path} has format version {content['version']}, and this release reads {_VERSION}; use a newer release"
-        )
-    return content
+    stored_dtype = content.model["head.weight"].dtype
+    config = SequenceModelConfig.from_dict(content.configuration)
+    model = SequenceModel(config, device=device, dtype=stored_dtype if dtype is None else dtype)
+    _put_into(model, content, path)
+    return model
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a new name onto the disk too, where the system can."""
+    with contextlib.suppress(PermissionError):  # Windows opens no folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _check_matches(model: nn.Module, stored: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -250,7 +364,3 @@ def _in_the_order_of(
         for here, there in zip(own["param_groups"], stored["param_groups"], strict=True)
     ]
     return {**stored, "state": state, "param_groups": groups}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

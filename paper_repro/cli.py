@@ -109,7 +109,7 @@ def run(
         progress.finish(config.run_id, result)
     console.print(make_table(group_runs([result]), title=config.run_id))
     console.print(
-        f"One line in {out / 'results.jsonl'}, the best model in {out / config.run_id / 'best.pt'}", highlight=False
+        f"One line in {out / 'results.jsonl'}, the best model in {out / config.run_id / 'best.safetensors'}", highlight=False
     )
 
 

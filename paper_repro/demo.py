@@ -110,7 +110,7 @@ def forget_other_code(directory: Path, *, everything: bool) -> None:
     code = f"{provenance.code_digest()}\n"
     if everything or not marker.is_file() or marker.read_text(encoding="utf-8") != code:
         (directory / RESULTS_FILE).unlink(missing_ok=True)
-        for pattern in ("*/checkpoint.pt", "*/best.pt"):
+        for pattern in ("*/checkpoint.safetensors", "*/best.safetensors"):
             for path in directory.glob(pattern):
                 shutil.rmtree(path.parent, ignore_errors=True)
     directory.mkdir(parents=True, exist_ok=True)

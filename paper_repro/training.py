@@ -43,7 +43,7 @@ from paper_repro.sequences import NOT_ASKED, Dataset, Sequences
 
 EVALUATION_BATCH = 256
 CALIBRATION_BATCH = 16
-CHECKPOINT_FILE, BEST_FILE, CONFIG_FILE = "checkpoint.pt", "best.pt", "config.json"
+CHECKPOINT_FILE, BEST_FILE, CONFIG_FILE = "checkpoint.safetensors", "best.safetensors", "config.json"
 STEPS_BETWEEN_PROGRESS = 25
 CALIBRATION_STREAM = 1  # of the random numbers of a seed: the choice of calibration sequences draws none of the others
 
@@ -144,9 +144,7 @@ class Training:
         """Return the run as it was when it was saved to `path`."""
         training = cls(config, dataset)
         try:
-            extra = hsv_torch.load_into(
-                training.model, path, optimizer=training.optimizer, map_location=torch.device(config.device)
-            )
+            extra = hsv_torch.load_into(training.model, path, optimizer=training.optimizer)
         except hsv_torch.CheckpointError as error:
             raise ResultError(f"{error}; remove {path} to start this run anew") from error
         training.step = extra["step"]

@@ -97,7 +97,7 @@ def test_running_it_again_trains_nothing_anew_unless_asked_or_the_code_changed(d
     (directory / "code.txt").write_text("other code")
     forget_other_code(directory, everything=False)
     assert read_results(directory) == []
-    assert not list(directory.glob("*/best.pt"))
+    assert not list(directory.glob("*/best.safetensors"))
     assert (kept / "notes.txt").is_file()
 
 
@@ -117,14 +117,14 @@ def test_an_interrupted_demo_leaves_checkpoints_and_no_process_behind(tmp_path, 
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, **pipes, text=True, start_new_session=True) as process:
         deadline = time.monotonic() + 120
-        while not list(tmp_path.glob("*/checkpoint.pt")) and time.monotonic() < deadline:
+        while not list(tmp_path.glob("*/checkpoint.safetensors")) and time.monotonic() < deadline:
             time.sleep(0.1)
         process.send_signal(number)
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "the same command goes on from here" in errors
     assert "Traceback" not in errors
-    assert list(tmp_path.glob("*/checkpoint.pt"))
+    assert list(tmp_path.glob("*/checkpoint.safetensors"))
     deadline = time.monotonic() + 30
     while group_is_alive(process.pid) and time.monotonic() < deadline:
         time.sleep(0.1)

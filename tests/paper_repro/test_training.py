@@ -68,7 +68,7 @@ def test_a_run_that_dies_goes_on_from_its_last_checkpoint(tmp_path, small_config
 
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "parts", dataset=dataset, progress=die)
-    assert Training.restore(config, dataset, tmp_path / "parts" / config.run_id / "checkpoint.pt").step == 16
+    assert Training.restore(config, dataset, tmp_path / "parts" / config.run_id / "checkpoint.safetensors").step == 16
     assert found(train(config, tmp_path / "parts", dataset=dataset)) == found(whole)
 
 
@@ -166,10 +166,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_word_on_the_rate(tmp_path
 
 def test_a_damaged_checkpoint_says_what_to_do(tmp_path, small_config):
     config = small_config()
-    checkpoint = tmp_path / config.run_id / "checkpoint.pt"
+    checkpoint = tmp_path / config.run_id / "checkpoint.safetensors"
     checkpoint.parent.mkdir()
     checkpoint.write_bytes(b"half a checkpoint")
-    with pytest.raises(ResultError, match=r"not a whole checkpoint.*remove .*checkpoint\.pt to start"):
+    with pytest.raises(ResultError, match=r"not a whole checkpoint.*remove .*checkpoint\.safetensors to start"):
         train(config, tmp_path)
 
 

@@ -127,9 +127,9 @@ def test_layers_of_different_sizes_step_and_are_loaded(tmp_path):
         for t in range(20):
             y, caches = made.step(x[:, t], caches)
             torch.testing.assert_close(y, expected[:, t], rtol=0, atol=1e-5)
-    hsv_torch.save_checkpoint(made, tmp_path / "checkpoint.pt")
+    hsv_torch.save_checkpoint(made, tmp_path / "checkpoint.safetensors")
     fresh = model(seed=1)
-    hsv_torch.load_into(fresh, tmp_path / "checkpoint.pt")
+    hsv_torch.load_into(fresh, tmp_path / "checkpoint.safetensors")
     with torch.no_grad():
         torch.testing.assert_close(fresh(x), expected, rtol=0, atol=0)
 

@@ -236,9 +236,9 @@ def test_a_cut_model_is_saved_and_loaded(tmp_path):
     hsv_torch.compress_(lm, 2, layers=[SECOND], calibration=ids)
     with torch.no_grad():
         expected = lm(ids).logits
-    hsv_torch.save_checkpoint(lm, tmp_path / "checkpoint.pt")
+    hsv_torch.save_checkpoint(lm, tmp_path / "checkpoint.safetensors")
     fresh = model(seed=3)
-    hsv_torch.load_into(fresh, tmp_path / "checkpoint.pt")
+    hsv_torch.load_into(fresh, tmp_path / "checkpoint.safetensors")
     assert [block.mixer.ssm_state_size for block in fresh.backbone.layers] == [5, 2]
     with torch.no_grad():
         torch.testing.assert_close(fresh(ids).logits, expected, rtol=0, atol=0)
