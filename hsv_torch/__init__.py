@@ -22,6 +22,7 @@ from hsv_torch.layers.lru import LRU
 from hsv_torch.layers.mamba import Mamba
 from hsv_torch.layers.s4d import S4D
 from hsv_torch.layers.s5 import S5
+from hsv_torch.mode_choice import BalancedChoice, ModeChoice
 from hsv_torch.models import SequenceModel, SequenceModelConfig
 from hsv_torch.optimizer import UnknownOptimizerError, parameter_groups
 from hsv_torch.schedule import LossFalls, Schedule
@@ -41,6 +42,7 @@ __all__ = [
     "S4D",
     "S5",
     "Auto",
+    "BalancedChoice",
     "ChannelBasis",
     "Checkpoint",
     "CheckpointError",
@@ -59,6 +61,7 @@ __all__ = [
     "LocalDistillation",
     "LossFalls",
     "Mamba",
+    "ModeChoice",
     "Observation",
     "RealHankel",
     "RealPoles",

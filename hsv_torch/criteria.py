@@ -162,14 +162,14 @@ class ComplexHankel(DiagonalCriterion):
 
     def spectrum(self, system: hsv.DiagonalStateSpace) -> np.ndarray:
         """Return the Hankel singular values of the complex system, ``(..., n)``."""
-        return _host(hsv.hankel_singular_values(system))
+        return to_host(hsv.hankel_singular_values(system))
 
     def reduce(self, system: hsv.DiagonalStateSpace, rule: hsv.Rule | int) -> DiagonalCut:
         """Plan the cut; raises :class:`CutRefusedError` if the reduced system has no usable eigenvectors."""
-        own = _truncate(system, rule)
+        own = truncated(system, rule)
         size = int(own.orders.max())
-        red = own if int(own.orders.min()) == size else _truncate(system, hsv.Order(size))
-        return _whole(system, red, own.orders, self.max_condition)
+        red = own if int(own.orders.min()) == size else truncated(system, hsv.Order(size))
+        return whole_cut(system, red, own.orders, self.max_condition)
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class RealHankel(DiagonalCriterion):
 
     def spectrum(self, system: hsv.DiagonalStateSpace) -> np.ndarray:
         """Return the Hankel singular values of the real system, ``(..., 2n)``."""
-        return _host(hsv.hankel_singular_values(hsv.real_part(system)))
+        return to_host(hsv.hankel_singular_values(hsv.real_part(system)))
 
     def reduce(self, system: hsv.DiagonalStateSpace, rule: hsv.Rule | int) -> DiagonalCut:
         """Plan the cut; raises :class:`CutRefusedError` if the reduced system has no usable eigenvectors."""
@@ -204,13 +204,13 @@ class RealHankel(DiagonalCriterion):
         if isinstance(rule, (hsv.Order, int)):
             slots = rule if isinstance(rule, int) else rule.n_states
             hsv.Order(slots).choose(np.ones(n))  # the order must be one of the layer's
-            own = red = _fit_into(_truncate(real, hsv.Order(2 * slots)), slots)
+            own = red = _fit_into(truncated(real, hsv.Order(2 * slots)), slots)
         else:
-            own = red = _fit_into(_truncate(real, rule), n)
+            own = red = _fit_into(truncated(real, rule), n)
             needed = _slots(red.system.A, red.orders)
             slots = int(needed.max())
             if int(needed.min()) < slots:
-                red = _fit_into(_truncate(real, hsv.Order(2 * slots)), slots)
+                red = _fit_into(truncated(real, hsv.Order(2 * slots)), slots)
         form = _diagonal_form(red, own.orders, self.max_condition)
 
         top_right, top_left = (
@@ -259,7 +259,7 @@ class SymmetricHankel(DiagonalCriterion):
 
     def spectrum(self, system: hsv.DiagonalStateSpace) -> np.ndarray:
         """Return the Hankel singular values of both parts, sorted into one list, ``(..., n)``."""
-        return _host(_symmetric_parts(system).sigma)
+        return to_host(_symmetric_parts(system).sigma)
 
     def reduce(self, system: hsv.DiagonalStateSpace, rule: hsv.Rule | int) -> DiagonalCut:
         """Plan the cut; raises :class:`hsv.HsvError` if the systems are complex or have several inputs or outputs."""
@@ -289,15 +289,15 @@ class RealPoles(DiagonalCriterion):
     def reduce(self, system: hsv.DiagonalStateSpace, rule: hsv.Rule | int) -> DiagonalCut:
         """Plan the cut; raises :class:`hsv.HsvError` if the systems are complex or have several inputs or outputs."""
         apart, bounds = _apart(system, rule)
-        red = _truncate(system, hsv.Order(apart.n_states))
+        red = truncated(system, hsv.Order(apart.n_states))
         red = _leading(red, _largest_real_orders(red, system.poles().amin(-1) > 0))
         usable = _diagonalize(red.system)[1].to(red.orders.device) <= self.max_condition
         red = _leading(red, torch.where(usable, red.orders, 0))
-        whole_bounds = _host(_bound(red))
-        better = (whole_bounds < bounds) & (_host(red.orders) > 0)
+        whole_bounds = to_host(_bound(red))
+        better = (whole_bounds < bounds) & (to_host(red.orders) > 0)
         if not better.any():
             return apart
-        whole = _widened(_whole(system, red, red.orders, self.max_condition), apart.n_states)
+        whole = _widened(whole_cut(system, red, red.orders, self.max_condition), apart.n_states)
         merged = _choose(torch.from_numpy(np.asarray(better)).to(red.orders.device), whole, apart)
         notes = () if better.all() else (
             f"in {int((~better).sum())} of {better.size} systems the states with positive and with negative weight were truncated apart, for together they "
@@ -311,7 +311,7 @@ class RealPoles(DiagonalCriterion):
         )
 
 
-def _whole(system: hsv.DiagonalStateSpace, red: hsv.Reduction, own: Tensor, max_condition: float) -> DiagonalCut:
+def whole_cut(system: hsv.DiagonalStateSpace, red: hsv.Reduction, own: Tensor, max_condition: float) -> DiagonalCut:
     """The cut that a reduction of the whole system makes; see :func:`_diagonal_form`."""
     form = _diagonal_form(red, own, max_condition)
     zero = torch.zeros_like(form.right)
@@ -381,10 +381,10 @@ def _choose(which: Tensor, first: DiagonalCut, second: DiagonalCut) -> DiagonalC
 def _apart(system: hsv.DiagonalStateSpace, rule: hsv.Rule | int) -> tuple[DiagonalCut, np.ndarray]:
     """The cut of :class:`SymmetricHankel`, and the bound of each system."""
     parts = _symmetric_parts(system)
-    sigma, n = _host(parts.sigma), system.n_states
+    sigma, n = to_host(parts.sigma), system.n_states
     chosen = hsv.as_rule(rule).choose(sigma)
     if not chosen.max(initial=0):
-        raise _nothing_to_keep(sigma)
+        raise nothing_to_keep(sigma)
     # The factor holds the roots of the values to the precision that the values themselves have elsewhere.
     rank = np.sum(sigma > (n * _EPS) ** 2 * sigma[..., :1], axis=-1)
     orders = torch.from_numpy(np.asarray(np.minimum(chosen.max(), rank))).to(parts.sigma.device)
@@ -398,7 +398,7 @@ def _apart(system: hsv.DiagonalStateSpace, rule: hsv.Rule | int) -> tuple[Diagon
     basis = (basis @ vectors) * kept[..., None, :]
     weight, scale = parts.weight[..., :, None], parts.scale[..., :, None]  # (..., n, 1)
     zero = torch.zeros_like(basis)
-    tail = np.where(np.arange(n) >= _host(orders)[..., None], sigma, 0.0)
+    tail = np.where(np.arange(n) >= to_host(orders)[..., None], sigma, 0.0)
     rounding = 8 * n * _EPS * np.sqrt(tail * sigma[..., :1]) + (8 * n * _EPS) ** 2 * sigma[..., :1]
     bounds = np.asarray(2 * (tail + rounding).sum(-1))
     cut = _diagonal_cut(
@@ -443,19 +443,21 @@ def _symmetric_parts(system: hsv.DiagonalStateSpace) -> _SymmetricParts:
     return _SymmetricParts(sigma[..., :n], vectors, weight, sign, scale)
 
 
-def _nothing_to_keep(sigma: np.ndarray) -> CutRefusedError:
+def nothing_to_keep(sigma: np.ndarray) -> CutRefusedError:
+    """The error for a layer whose states carry nothing."""
     return CutRefusedError(
         "all Hankel singular values are zero: no input reaches the output through the states; look for a layer with B = 0 or C = 0",
         sigma,
     )
 
 
-def _truncate(system: hsv.LinearSystem, rule: hsv.Rule | int) -> hsv.Reduction:
+def truncated(system: hsv.LinearSystem, rule: hsv.Rule | int) -> hsv.Reduction:
+    """Balanced truncation without warnings; an error where no state is left."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", hsv.OrderWarning)  # the notes of the reduction go into those of the cut
         red = hsv.balanced_truncation(system, rule)
     if int(red.orders.max()) == 0:
-        raise _nothing_to_keep(_host(_sigma(red)))
+        raise nothing_to_keep(to_host(_sigma(red)))
     return red
 
 
@@ -537,8 +539,8 @@ class _DiagonalForm(NamedTuple):
 def _diagonal_form(red: hsv.Reduction, own: Tensor, max_condition: float) -> _DiagonalForm:
     """Diagonalise; systems whose eigenvectors are bad only because they got more states than the rule chose for them, `own`, give those back."""
     result, condition = _diagonalize(red.system)
-    worst = _host(condition)
-    greedy = (worst > max_condition) & _host(red.orders > own)
+    worst = to_host(condition)
+    greedy = (worst > max_condition) & to_host(red.orders > own)
     if greedy.any():
         note = (
             f"{int(greedy.sum())} of {greedy.size} systems keep only the states that the rule chose for them: with as many as the others their "
@@ -547,18 +549,18 @@ def _diagonal_form(red: hsv.Reduction, own: Tensor, max_condition: float) -> _Di
         given_back = torch.from_numpy(greedy).to(own.device)
         red = _leading(red, torch.where(given_back, own, red.orders), note)
         result, condition = _diagonalize(red.system)
-        worst = _host(condition)
+        worst = to_host(condition)
     highest = float(worst.max(initial=1.0))
     if highest > max_condition:
         which = f" of channel {int(worst.argmax())}" if worst.ndim else ""
         raise CutRefusedError(
             f"the eigenvectors of the reduced state matrix{which} have condition {highest:.1e}, above the limit {max_condition:.1e}; choose another order or raise max_condition",
-            _host(_sigma(red)),
+            to_host(_sigma(red)),
         )
     if result is None:
         raise CutRefusedError(
             f"the reduced system cannot be diagonalised: its state matrix is defective to working precision (condition {highest:.1e}); choose another order",
-            _host(_sigma(red)),
+            to_host(_sigma(red)),
         )
     diagonal, vectors = result
     assert red.left is not None
@@ -580,7 +582,7 @@ def _diagonal_form(red: hsv.Reduction, own: Tensor, max_condition: float) -> _Di
         C, right, left = (
             torch.take_along_dim(x, last[..., None, :], dim=-1) * keep[..., None, :] for x in (C, right, left)
         )
-    bound = float(_host(red.error_bound).max())
+    bound = float(to_host(red.error_bound).max())
     return _DiagonalForm(poles, B, C, right, left, padding, int(red.orders.max()), bound, highest, red.notes)
 
 
@@ -659,7 +661,7 @@ def _diagonal_cut(
         outputs=WidelyLinearMap(*outputs).between(one, phase),
         log_pole_map=WidelyLinearMap(*poles_from).between(1 / old_poles, poles),
         order=order,
-        hankel_singular_values=_host(sigma),
+        hankel_singular_values=to_host(sigma),
         error_bound=error_bound,
         eigenvector_condition=condition,
         notes=notes,
@@ -676,6 +678,7 @@ def _empty_states(padding: Tensor) -> tuple[str, ...]:
     )
 
 
-def _host(values: Tensor) -> np.ndarray:
+def to_host(values: Tensor) -> np.ndarray:
+    """The values in NumPy, floating ones in double precision."""
     array = values.detach().cpu().numpy()
     return array.astype(np.float64) if array.dtype.kind == "f" else array

@@ -6,7 +6,7 @@ import torch
 
 import hsv
 from hsv_torch import ComplexHankel, CutRefusedError, RealHankel, RealPoles, SymmetricHankel
-from hsv_torch.criteria import WidelyLinearMap, _fit_into, _slots, _truncate
+from hsv_torch.criteria import WidelyLinearMap, _fit_into, _slots, truncated
 
 READINGS = pytest.mark.parametrize("criterion", [ComplexHankel(), RealHankel()], ids=lambda c: type(c).__name__)
 
@@ -90,7 +90,7 @@ def test_fitting_into_slots_finds_the_largest_order_of_each_system():
     """Against trying every order of every system, from above."""
     real = hsv.real_part(systems(8, n=7, m=1, p=1, seed=3))
     for slots in (2, 4, 6):
-        red = _truncate(real, hsv.Order(2 * slots))
+        red = truncated(real, hsv.Order(2 * slots))
         found = _fit_into(red, slots)
         for i in range(8):
             for order in range(int(red.orders[i]), 0, -1):
