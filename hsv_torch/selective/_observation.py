@@ -12,9 +12,8 @@ from typing_extensions import override
 
 import hsv
 import hsv.time_varying
-from hsv import HsvError, NonFiniteError
-from hsv_torch.adapters import Observation
 from hsv_torch.scan import linear_scan
+from hsv_torch.selective._sequences import ObservedSequences
 from hsv_torch.selective._view import SelectiveQuantities, SelectiveView
 
 Inputs = Literal["recorded", "white"]
@@ -51,32 +50,7 @@ class Needs:
         )
 
 
-@dataclass(frozen=True)
-class Call:
-    """Arguments of some sequences of a call of the layer; ``mask`` as in the quantities."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    mask: Tensor | None
-    n_sequences: int
-
-    def select(self, index: Tensor) -> Call:
-        """The same call for some of its sequences."""
-
-        def part(value: Any) -> Any:
-            if isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == self.n_sequences:
-                return value.detach()[index.to(value.device)]
-            return value
-
-        return Call(
-            tuple(part(value) for value in self.args),
-            {name: part(value) for name, value in self.kwargs.items()},
-            part(self.mask),
-            int(index.shape[0]),
-        )
-
-
-class SelectiveObservation(Observation):
+class SelectiveObservation(ObservedSequences):
     """Sums over the sequences of a selective layer; their size does not grow with the number of sequences.
 
     Everything is computed in double precision. With ``held_out > 0`` every so many sequences, counted over all calls, are held out.
@@ -87,12 +61,11 @@ class SelectiveObservation(Observation):
     needs : Needs
     """
 
+    view: SelectiveView
+    needs: Needs
+
     def __init__(self, view: SelectiveView, needs: Needs) -> None:
-        self.view = view
-        self.needs = needs
-        self.calls: list[Call] = []
-        self.held_out: list[Call] = []
-        self.n_sequences = 0
+        super().__init__(view, needs)
         self._estimators: dict[str, hsv.time_varying.SelectiveEstimator] = {}
         self._transformed: TransformedMoments | None = None
         self._norms = view.output_norms()
@@ -111,36 +84,10 @@ class SelectiveObservation(Observation):
             }
 
     @override
-    @torch.no_grad()
-    def update(self, layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Take in one call of the layer.
+    def _tensors(self, q: SelectiveQuantities) -> Mapping[str, Tensor]:
+        return {"delta": q.delta, "B": q.B, "C": q.C, "u": q.u, "gate": q.gate}
 
-        Raises
-        ------
-        hsv.NonFiniteError
-            A sequence, which is named, contains NaN or infinity.
-        hsv.HsvError
-            All of a sequence is padding. The observation is as it was before.
-        """
-        if layer is not self.view.layer:
-            raise HsvError("the observation was made for another layer; make one for each with `observe`")
-        q = self.view.quantities(args, kwargs)
-        _check(q)
-        batch = int(q.delta.shape[0])
-        held = torch.tensor([self._is_held_out(self.n_sequences + i) for i in range(batch)], dtype=torch.bool)
-        used = torch.nonzero(~held)[:, 0]
-        if len(used):
-            self._add(q, used.to(q.delta.device))
-        self.n_sequences += batch
-        call = Call(*self.view.repeatable(args, kwargs), q.mask, batch)
-        for kept, index in ((self.calls, used), (self.held_out, torch.nonzero(held)[:, 0])):
-            room = self.needs.n_calls - sum(c.n_sequences for c in kept)
-            if room > 0 and len(index):
-                kept.append(call.select(index[:room]))
-
-    def _is_held_out(self, k: int) -> bool:
-        return int((k + 1) * self.needs.held_out) > int(k * self.needs.held_out)
-
+    @override
     def _add(self, q: SelectiveQuantities, index: Tensor) -> None:
         delta, B, C, u, gate = (t[index].double() for t in (q.delta, q.B, q.C, q.u, q.gate))
         mask = None if q.mask is None else q.mask[index]
@@ -165,13 +112,6 @@ class SelectiveObservation(Observation):
         seen = C * torch.linalg.vector_norm(relative, dim=-1, keepdim=True)
         self._readout = self._readout + seen.flatten(0, 1).mT @ seen.flatten(0, 1)
         self._n_steps += int(lengths.sum())
-
-    def require_data(self) -> None:
-        """Raise if nothing was observed."""
-        if self.n_sequences == 0:
-            raise HsvError(
-                "no calibration sequence has been seen; a selective layer is cut by data: pass `calibration`"
-            )
 
     def estimator(self, inputs: Inputs = "recorded") -> hsv.time_varying.SelectiveEstimator:
         """Return the estimator with these inputs."""
@@ -238,23 +178,3 @@ class TransformedMoments:
     def means(self) -> tuple[Tensor, Tensor]:
         """Return ``P`` and ``Q``, ``(d, n, n)``."""
         return self.P / self.steps, self.Q / self.steps
-
-
-def _check(q: SelectiveQuantities) -> None:
-    """Raise if a sequence is all padding, or has values that are not finite outside of it; the message names it."""
-    if 0 in q.delta.shape:
-        raise HsvError(f"the layer was called without a step: batch, length and channels are {tuple(q.delta.shape)}")
-    if q.mask is not None:
-        empty = torch.nonzero(~q.mask.any(dim=1))[:, 0]
-        if len(empty):
-            raise HsvError(f"all of sequence {int(empty[0])} is padding; leave it out of the calibration data")
-    for name in ("delta", "B", "C", "u", "gate"):
-        bad = ~torch.isfinite(getattr(q, name)).all(dim=-1)  # (batch, length)
-        if q.mask is not None:
-            bad = bad & q.mask
-        if bool(bad.any()):
-            sequence, step = torch.nonzero(bad)[0].tolist()
-            raise NonFiniteError(
-                f"sequence {sequence} has a value of {name} that is not finite at step {step}; the observation is as it was: look for NaN "
-                "in that sequence of the calibration data, or for a layer before this one that has diverged"
-            )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hsv import HsvError
 from hsv_torch.selective._cut import SelectiveCut
-from hsv_torch.selective._observation import Call
+from hsv_torch.selective._sequences import Call
 from hsv_torch.selective._view import SelectiveView
 
 

@@ -41,12 +41,8 @@ class SelectiveQuantities(Protocol):
         """``(batch, length)``, False in padding; None where nothing is padded."""
 
 
-class SelectiveView(abc.ABC):
-    """A selective layer as the reductions see it; a subclass for each type of layer says what is particular to it.
-
-    The names are those of the published code: ``A_log (d, n)``, ``x_proj`` with the rows of the step size, of ``B`` and of ``C`` in this
-    order, ``dt_proj``, ``out_proj``. Where ``has_room`` is True the layer has the parameters ``A_imag``, ``B_transform`` and ``C_transform``, None
-    until a cut needs them.
+class LayerView(abc.ABC):
+    """A layer whose system depends on its input, as the reductions see it.
 
     Parameters
     ----------
@@ -54,13 +50,13 @@ class SelectiveView(abc.ABC):
     """
 
     has_room: ClassVar[bool] = False
-    """Whether the layer can keep transforms a channel."""
+    """Whether the layer can keep transforms."""
 
     def __init__(self, layer: Any) -> None:
         self.layer = layer
 
     @abc.abstractmethod
-    def quantities(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> SelectiveQuantities:
+    def quantities(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Compute what a call of the layer's ``forward`` with these arguments would, up to the scan, without gradients."""
 
     def repeatable(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
@@ -72,7 +68,29 @@ class SelectiveView(abc.ABC):
         return self.layer(*args, **kwargs)
 
     def set_n_features(self, n_features: int) -> None:  # noqa: B027  (most layers read it)
-        """Tell the layer how many rows of ``x_proj`` belong to ``B`` (and to ``C``), where it does not read that from the parameters."""
+        """Tell the layer how many features it has, where it does not read that from the parameters."""
+
+    @property
+    @abc.abstractmethod
+    def n_states(self) -> int:
+        """States, as ``layer.n_states`` counts them."""
+
+
+class SelectiveView(LayerView):
+    """A selective layer as the reductions see it; a subclass for each type of layer says what is particular to it.
+
+    The names are those of the published code: ``A_log (d, n)``, ``x_proj`` with the rows of the step size, of ``B`` and of ``C`` in this
+    order, ``dt_proj``, ``out_proj``. Where ``has_room`` is True the layer has the parameters ``A_imag``, ``B_transform`` and ``C_transform``, None
+    until a cut needs them.
+
+    Parameters
+    ----------
+    layer : torch.nn.Module
+    """
+
+    @abc.abstractmethod
+    def quantities(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> SelectiveQuantities:
+        """Compute what a call of the layer's ``forward`` with these arguments would, up to the scan, without gradients."""
 
     @property
     def n_states(self) -> int:
