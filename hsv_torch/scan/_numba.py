@@ -22,6 +22,7 @@ N_BYTES = 64  # of a vector
 GROUP = 8  # channels whose coefficients (real and imaginary) fill half of 32 vector registers
 CHUNK = 24
 SELECTIVE_CHUNK = 32
+ATTENTION_CHUNK = 64
 SELECTIVE_BLOCKS = 4  # vectors of channels; with the chunk above, what the backward pass goes over for each state fits in the first-level cache
 
 _kernel = numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -354,6 +355,45 @@ def multiply_add_group(typingctx, a, b, c):
         return context.make_tuple(builder, c, [_fma(builder, x, args[1], z) for x, z in zip(a_j, c_j, strict=True)])
 
     return c(a, b, c), codegen
+
+
+@intrinsic
+def multiply_group(typingctx, a, b):
+    """``a[j] b`` for every j; ``b`` is one vector."""
+
+    def codegen(context, builder, signature, args):
+        return context.make_tuple(
+            builder, a, [builder.fmul(x, args[1]) for x in cgutils.unpack_tuple(builder, args[0])]
+        )
+
+    return a(a, b), codegen
+
+
+@intrinsic
+def multiply_groups(typingctx, a, b):
+    """``a[j] b[j]`` for every j."""
+
+    def codegen(context, builder, signature, args):
+        a_j, b_j = cgutils.unpack_tuple(builder, args[0]), cgutils.unpack_tuple(builder, args[1])
+        return context.make_tuple(builder, a, [builder.fmul(x, y) for x, y in zip(a_j, b_j, strict=True)])
+
+    return a(a, b), codegen
+
+
+@intrinsic
+def copy_group(typingctx, source, at, target, to):
+    """``target[to + j] = source[at + j]`` for every j below ``GROUP``."""
+
+    def codegen(context, builder, signature, args):
+        group = ir.PointerType(ir.VectorType(context.get_value_type(source.dtype), GROUP))
+        read, write = (
+            builder.bitcast(_element(context, builder, types.void(*signature.args[k : k + 2]), args[k : k + 2]), group)
+            for k in (0, 2)
+        )
+        builder.store(builder.load(read, align=4), write, align=4)
+        return context.get_dummy_value()
+
+    return types.void(source, at, target, to), codegen
 
 
 @_kernel
@@ -932,3 +972,319 @@ def selective_backward(first, last, n_parts, x, delta, A, B, C, saved, dy, d_sta
         if d_initial.shape[0] > 0:
             for block in range(low, high):
                 _from_lanes(carry, (block - low) * n * lanes, d_initial, b, block)
+
+
+@_kernel
+def _pack(source, b, start, n_steps, h, width, rows):
+    """``rows[(block CHUNK + t) width + j] = source[b, start + t, h, block width + j]``, and zeros beyond the last entry.
+
+    ``width`` is the number of lanes, for entries to be loaded as vectors, or ``GROUP``, for entries to be spread over all lanes.
+    """
+    lanes = N_BYTES // rows.itemsize
+    _, length, n_rows, size = source.shape
+    flat = source.ravel()
+    first, stride = ((b * length + start) * n_rows + h) * size, n_rows * size
+    whole = size // width
+    for block in range(whole):
+        at, to = first + block * width, block * ATTENTION_CHUNK * width
+        if width == lanes:
+            for t in range(n_steps):
+                store(rows, to + t * width, load(flat, at + t * stride))
+        else:
+            for t in range(n_steps):
+                copy_group(flat, at + t * stride, rows, to + t * width)
+    rest = size - whole * width
+    if rest > 0:
+        at, to = first + whole * width, whole * ATTENTION_CHUNK * width
+        for t in range(n_steps):
+            for j in range(rest):
+                rows[to + t * width + j] = flat[at + t * stride + j]
+            for j in range(rest, width):
+                rows[to + t * width + j] = 0
+
+
+@_kernel
+def _unpack(rows, n_steps, b, start, h, target):
+    """The inverse of ``_pack`` for vectors."""
+    lanes = N_BYTES // rows.itemsize
+    _, length, n_rows, size = target.shape
+    flat = target.ravel()
+    first, stride = ((b * length + start) * n_rows + h) * size, n_rows * size
+    whole = size // lanes
+    for block in range(whole):
+        for t in range(n_steps):
+            store(flat, first + t * stride + block * lanes, load(rows, (block * ATTENTION_CHUNK + t) * lanes))
+    for t in range(n_steps):
+        for j in range(size - whole * lanes):
+            at = first + t * stride + whole * lanes + j
+            flat[at] = rows[(whole * ATTENTION_CHUNK + t) * lanes + j]
+
+
+@_kernel
+def _pack_decays(g, b, start, n_steps, h, width, rows):
+    """``exp(g)`` in the layout of ``_pack``; the one number of a head takes a block alone, as often as it is wide."""
+    lanes = N_BYTES // rows.itemsize
+    size = g.shape[3]
+    if size > 1:
+        _pack(g, b, start, n_steps, h, width, rows)
+    else:
+        for t in range(n_steps):
+            for j in range(width):
+                rows[t * width + j] = g[b, start + t, h, 0]
+    for block in range(-(-size // width)):
+        first = block * ATTENTION_CHUNK * width
+        for k in range(first, first + -(-n_steps * width // lanes) * lanes, lanes):
+            store(rows, k, exp(load(rows, k)))
+
+
+@_kernel
+def _state_in(source, b, h, transposed, rows, at):
+    """A state ``source[b, h]`` in vectors of its columns, ``rows[at + (vector n_rows + i) lanes + lane] = source[b, h, i, vector lanes + lane]``.
+
+    ``n_rows`` is the number of rows filled up to whole groups. Nothing beyond the last row or column is written. If ``transposed``, rows are columns.
+    """
+    lanes = N_BYTES // rows.itemsize
+    heads, n, p = source.shape[1:]
+    flat = source.ravel()
+    first = (b * heads + h) * n * p
+    n_rows = -(-(p if transposed else n) // GROUP) * GROUP
+    whole_i, whole_j = 0, p // lanes * lanes
+    if transposed:
+        whole_i = n // lanes * lanes
+        for i in range(0, whole_i, lanes):
+            for j in range(0, whole_j, lanes):
+                transpose(flat, first + i * p + j, p, rows, at + (i // lanes * n_rows + j) * lanes, lanes)
+    else:
+        for i in range(n):
+            for j in range(0, whole_j, lanes):
+                store(rows, at + (j // lanes * n_rows + i) * lanes, load(flat, first + i * p + j))
+    for i in range(n):
+        for j in range(whole_j if i < whole_i or not transposed else 0, p):
+            row, column = (j, i) if transposed else (i, j)
+            rows[at + (column // lanes * n_rows + row) * lanes + column % lanes] = flat[first + i * p + j]
+
+
+@_kernel
+def _state_out(rows, at, b, h, target):
+    """The inverse of ``_state_in``, of what is not transposed."""
+    lanes = N_BYTES // rows.itemsize
+    heads, n, p = target.shape[1:]
+    flat = target.ravel()
+    first = (b * heads + h) * n * p
+    n_rows = -(-n // GROUP) * GROUP
+    whole = p // lanes * lanes
+    for i in range(n):
+        for j in range(0, whole, lanes):
+            store(flat, first + i * p + j, load(rows, at + (j // lanes * n_rows + i) * lanes))
+        for j in range(whole, p):
+            flat[first + i * p + j] = rows[at + (j // lanes * n_rows + i) * lanes + j % lanes]
+
+
+@_kernel
+def _clear(rows, n_vectors, n_steps):
+    lanes = N_BYTES // rows.itemsize
+    for vector in range(n_vectors):
+        rows[vector * ATTENTION_CHUNK * lanes : (vector * ATTENTION_CHUNK + n_steps) * lanes] = 0
+
+
+@_kernel
+def _attend(q, k, decay, decay_stride, v, n_groups, n_vectors, n_steps, state, at, y):
+    """A chunk: ``s <- decay[t] s + k[t] v[t]^T``, ``y[t] = s^T q[t]``, eight rows of a vector of columns at a time."""
+    lanes = N_BYTES // v.itemsize
+    _clear(y, n_vectors, n_steps)
+    for vector in range(n_vectors):
+        column = vector * ATTENTION_CHUNK * lanes
+        for group in range(n_groups):
+            row, a = group * ATTENTION_CHUNK * GROUP, group * decay_stride
+            s_at = at + (vector * n_groups + group) * GROUP * lanes
+            s = load_group(state, s_at)
+            for t in range(n_steps):
+                s = multiply_groups(s, splat_group(decay, a + t * GROUP))
+                s = multiply_add_group(splat_group(k, row + t * GROUP), load(v, column + t * lanes), s)
+                out = dot(splat_group(q, row + t * GROUP), s, load(y, column + t * lanes))
+                store(y, column + t * lanes, out)
+            store_group(state, s_at, s)
+
+
+@_kernel
+def _attend_backwards(q, k, decay, decay_stride, dy, n_groups, n_vectors, n_steps, carry, at, dv):
+    """The gradients ``dv[t] = g^T k[t]`` of a chunk, where ``g <- g + q[t] dy[t]^T`` is that of the state; then ``g <- decay[t] g``."""
+    lanes = N_BYTES // dy.itemsize
+    _clear(dv, n_vectors, n_steps)
+    for vector in range(n_vectors):
+        column = vector * ATTENTION_CHUNK * lanes
+        for group in range(n_groups):
+            row, a = group * ATTENTION_CHUNK * GROUP, group * decay_stride
+            g_at = at + (vector * n_groups + group) * GROUP * lanes
+            g = load_group(carry, g_at)
+            for t in range(n_steps - 1, -1, -1):
+                g = multiply_add_group(splat_group(q, row + t * GROUP), load(dy, column + t * lanes), g)
+                out = dot(splat_group(k, row + t * GROUP), g, load(dv, column + t * lanes))
+                store(dv, column + t * lanes, out)
+                g = multiply_groups(g, splat_group(decay, a + t * GROUP))
+            store_group(carry, g_at, g)
+
+
+@_kernel
+def _attention_slopes(
+    q, k, decay, decay_stride, v, dy, n_groups, n_vectors, n_steps, state, carry, at, states, dq, dk, dg
+):
+    """The gradients of a chunk that are sums over the values; ``state`` and ``carry`` are transposed: vectors of keys, rows of values.
+
+    ``dq[t] = S[t] dy[t]``, and with the gradient ``g`` of the state as in ``_attend_backwards``, ``dk[t] = g v[t]`` and ``dg[t]`` the sums over the
+    values of ``decay[t] g S[t-1]``. All are added to what is there.
+    """
+    lanes = N_BYTES // v.itemsize
+    for vector in range(n_vectors):
+        column, a = vector * ATTENTION_CHUNK * lanes, vector * decay_stride
+        for group in range(n_groups):
+            row = group * ATTENTION_CHUNK * GROUP
+            s_at = (vector * n_groups + group) * GROUP * lanes
+            s = load_group(state, s_at)
+            for t in range(n_steps):
+                store_group(states, t * GROUP * lanes, s)
+                s = multiply_group(s, load(decay, a + t * lanes))
+                s = multiply_add_group(splat_group(v, row + t * GROUP), load(k, column + t * lanes), s)
+                out = dot(splat_group(dy, row + t * GROUP), s, load(dq, column + t * lanes))
+                store(dq, column + t * lanes, out)
+            g = load_group(carry, at + s_at)
+            for t in range(n_steps - 1, -1, -1):
+                g = multiply_add_group(splat_group(dy, row + t * GROUP), load(q, column + t * lanes), g)
+                out = dot(splat_group(v, row + t * GROUP), g, load(dk, column + t * lanes))
+                store(dk, column + t * lanes, out)
+                g = multiply_group(g, load(decay, a + t * lanes))
+                slope = dot(g, load_group(states, t * GROUP * lanes), load(dg, column + t * lanes))
+                store(dg, column + t * lanes, slope)
+            store_group(carry, at + s_at, g)
+
+
+@_kernel
+def attention_forward(first, last, n_parts, q, k, v, g, initial, y, state, saved):
+    """Tasks ``first`` to ``last`` of gated linear attention; a task is a sequence, a group of heads and one of ``n_parts`` of its heads.
+
+    ``q, k (batch, length, groups, n)``; ``v, y (batch, length, heads, p)``; ``g (batch, length, heads, 1)`` or ``(batch, length, groups, n)``;
+    ``initial, state (batch or 0, heads, n, p)``: 0 where there is none. ``saved (batch chunks, heads, n, p)`` takes the states before each
+    chunk, unless it is empty.
+    """
+    _, length, groups, n = q.shape
+    heads, p = v.shape[2:]
+    lanes = N_BYTES // v.itemsize
+    share, n_chunks = heads // groups, -(-length // ATTENTION_CHUNK)
+    per_key = g.shape[2] == groups and g.shape[3] == n
+    n_groups, n_vectors = -(-n // GROUP), -(-p // lanes)
+    rows, stride = n_groups * ATTENTION_CHUNK * GROUP, ATTENTION_CHUNK * GROUP if g.shape[3] > 1 else 0
+    q_rows, k_rows, decays = _aligned(rows, v), _aligned(rows, v), _aligned(rows, v)
+    v_rows, y_rows = _aligned(n_vectors * ATTENTION_CHUNK * lanes, v), _aligned(n_vectors * ATTENTION_CHUNK * lanes, v)
+    size = n_vectors * n_groups * GROUP * lanes
+    states = _aligned(-(-share // n_parts) * size, v)
+    for task in range(first, last):
+        b, group, part = task // n_parts // groups, task // n_parts % groups, task % n_parts
+        low, high = group * share + part * share // n_parts, group * share + (part + 1) * share // n_parts
+        states[:] = 0
+        if initial.shape[0] > 0:
+            for h in range(low, high):
+                _state_in(initial, b, h, False, states, (h - low) * size)
+        for chunk in range(n_chunks):
+            start = chunk * ATTENTION_CHUNK
+            n_steps = min(ATTENTION_CHUNK, length - start)
+            _pack(q, b, start, n_steps, group, GROUP, q_rows)
+            _pack(k, b, start, n_steps, group, GROUP, k_rows)
+            if per_key:
+                _pack_decays(g, b, start, n_steps, group, GROUP, decays)
+            for h in range(low, high):
+                at = (h - low) * size
+                _pack(v, b, start, n_steps, h, lanes, v_rows)
+                if not per_key:
+                    _pack_decays(g, b, start, n_steps, h, GROUP, decays)
+                if saved.shape[0] > 0:
+                    _state_out(states, at, b * n_chunks + chunk, h, saved)
+                _attend(q_rows, k_rows, decays, stride, v_rows, n_groups, n_vectors, n_steps, states, at, y_rows)
+                _unpack(y_rows, n_steps, b, start, h, y)
+        if state.shape[0] > 0:
+            for h in range(low, high):
+                _state_out(states, (h - low) * size, b, h, state)
+
+
+@_kernel
+def attention_backward(first, last, n_parts, q, k, v, g, saved, dy, d_state, dq, dk, dv, dg, d_initial):
+    """Gradients of ``attention_forward``, chunks from last to first; the states inside a chunk are computed again.
+
+    ``dq, dk (batch parts, length, groups, n)``, and ``dg`` too where it has a number for each key: their sums over the parts are for the caller.
+    ``d_state, d_initial (batch or 0, heads, n, p)``: 0 where there is no such state.
+    """
+    _, length, groups, n = q.shape
+    heads, p = v.shape[2:]
+    lanes = N_BYTES // v.itemsize
+    share, n_chunks = heads // groups, -(-length // ATTENTION_CHUNK)
+    per_key = g.shape[2] == groups and g.shape[3] == n
+    spread = g.shape[3] > 1
+    # In groups spread over all lanes, and in vectors.
+    n_groups, p_groups, n_vectors, p_vectors = -(-n // GROUP), -(-p // GROUP), -(-n // lanes), -(-p // lanes)
+    rows, columns = n_groups * ATTENTION_CHUNK * GROUP, n_vectors * ATTENTION_CHUNK * lanes
+    q_rows, k_rows, a_rows = _aligned(rows, v), _aligned(rows, v), _aligned(rows, v)
+    q_columns, k_columns, a_columns = _aligned(columns, v), _aligned(columns, v), _aligned(columns, v)
+    dq_columns, dk_columns, dg_columns = _aligned(columns, v), _aligned(columns, v), _aligned(columns, v)
+    v_rows, dy_rows = _aligned(p_groups * ATTENTION_CHUNK * GROUP, v), _aligned(p_groups * ATTENTION_CHUNK * GROUP, v)
+    dy_columns, dv_columns = (
+        _aligned(p_vectors * ATTENTION_CHUNK * lanes, v),
+        _aligned(p_vectors * ATTENTION_CHUNK * lanes, v),
+    )
+    states = _aligned(ATTENTION_CHUNK * GROUP * lanes, v)
+    size, size_transposed = p_vectors * n_groups * GROUP * lanes, n_vectors * p_groups * GROUP * lanes
+    state = _aligned(size_transposed, v)
+    most = -(-share // n_parts)
+    carry, carry_transposed = _aligned(most * size, v), _aligned(most * size_transposed, v)
+    for task in range(first, last):
+        b, group, part = task // n_parts // groups, task // n_parts % groups, task % n_parts
+        low, high = group * share + part * share // n_parts, group * share + (part + 1) * share // n_parts
+        carry[:] = 0
+        carry_transposed[:] = 0
+        if d_state.shape[0] > 0:
+            for h in range(low, high):
+                _state_in(d_state, b, h, False, carry, (h - low) * size)
+                _state_in(d_state, b, h, True, carry_transposed, (h - low) * size_transposed)
+        for chunk in range(n_chunks - 1, -1, -1):
+            start = chunk * ATTENTION_CHUNK
+            n_steps = min(ATTENTION_CHUNK, length - start)
+            _pack(q, b, start, n_steps, group, GROUP, q_rows)
+            _pack(k, b, start, n_steps, group, GROUP, k_rows)
+            _pack(q, b, start, n_steps, group, lanes, q_columns)
+            _pack(k, b, start, n_steps, group, lanes, k_columns)
+            _clear(dq_columns, n_vectors, n_steps)
+            _clear(dk_columns, n_vectors, n_steps)
+            if per_key:
+                _pack_decays(g, b, start, n_steps, group, GROUP, a_rows)
+                _pack_decays(g, b, start, n_steps, group, lanes, a_columns)
+                _clear(dg_columns, n_vectors, n_steps)
+            for h in range(low, high):
+                if not per_key:
+                    _pack_decays(g, b, start, n_steps, h, GROUP, a_rows)
+                    _pack_decays(g, b, start, n_steps, h, lanes, a_columns)
+                    _clear(dg_columns, n_vectors, n_steps)
+                _pack(v, b, start, n_steps, h, GROUP, v_rows)
+                _pack(dy, b, start, n_steps, h, GROUP, dy_rows)
+                _pack(dy, b, start, n_steps, h, lanes, dy_columns)
+                _attend_backwards(
+                    q_rows, k_rows, a_rows, ATTENTION_CHUNK * GROUP if spread else 0, dy_columns, n_groups, p_vectors,
+                    n_steps, carry, (h - low) * size, dv_columns,
+                )  # fmt: skip
+                _unpack(dv_columns, n_steps, b, start, h, dv)
+                _state_in(saved, b * n_chunks + chunk, h, True, state, 0)
+                _attention_slopes(
+                    q_columns, k_columns, a_columns, ATTENTION_CHUNK * lanes if spread else 0, v_rows, dy_rows, p_groups,
+                    n_vectors, n_steps, state, carry_transposed, (h - low) * size_transposed, states,
+                    dq_columns, dk_columns, dg_columns,
+                )  # fmt: skip
+                if not per_key:
+                    for t in range(n_steps):
+                        total = load(dg_columns, t * lanes)
+                        for vector in range(1, n_vectors):
+                            total = add(total, load(dg_columns, (vector * ATTENTION_CHUNK + t) * lanes))
+                        dg[b, start + t, h, 0] = sum_lanes(total)
+            _unpack(dq_columns, n_steps, b * n_parts + part, start, group, dq)
+            _unpack(dk_columns, n_steps, b * n_parts + part, start, group, dk)
+            if per_key:
+                _unpack(dg_columns, n_steps, b * n_parts + part, start, group, dg)
+        if d_initial.shape[0] > 0:
+            for h in range(low, high):
+                _state_out(carry, (h - low) * size, b, h, d_initial)

@@ -13,6 +13,7 @@ N_BYTES = 64
 CHUNK = 24
 GROUP = 8
 SELECTIVE_CHUNK = 32
+ATTENTION_CHUNK = 64
 
 _REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 _COMPLEX = {real: cplx for cplx, real in _REAL.items()}
@@ -345,5 +346,133 @@ def _selective_gradients(
 selective_scan.register_autograd(_selective_gradients, setup_context=_save_selective)
 
 
-for _operator in (linear_scan_backward, diagonal_scan_backward, selective_scan_backward):
+# --- S[t] = diag(exp(g[t])) S[t-1] + k[t] v[t]^T, y[t] = S[t]^T q[t] -------------------------------------------------------
+
+
+def _attention_parts(q: Tensor, v: Tensor) -> int:
+    """Into how many parts to cut the heads of a group, by sizes alone, for sums over heads depend on it."""
+    return min(v.shape[2] // q.shape[2], -(-8 // (q.shape[0] * q.shape[2])))
+
+
+def _attention_saved_shape(q: Tensor, v: Tensor, save: bool) -> tuple[int, int, int, int]:
+    chunks = -(-q.shape[1] // ATTENTION_CHUNK) if save else 0
+    return q.shape[0] * chunks, v.shape[2], q.shape[3], v.shape[3]
+
+
+def _per_key(log_decay: Tensor) -> np.ndarray:
+    return _array(log_decay if log_decay.ndim == 4 else log_decay[..., None])
+
+
+@torch.library.custom_op("hsv_torch::gated_linear_attention", mutates_args=(), device_types="cpu")
+def gated_linear_attention(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, initial: Tensor | None, return_state: bool, save: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs, the last state if asked for, and the states between chunks if the backward pass will need them."""
+    batch, _, groups, n = q.shape
+    heads, p = v.shape[2:]
+    y = _empty(v)
+    state = v.new_empty(batch if return_state else 0, heads, n, p)
+    saved = v.new_empty(_attention_saved_shape(q, v, save))
+    if not (v.numel() and n):
+        if return_state and initial is not None:
+            state.copy_(initial)
+        else:
+            state.zero_()
+        return y.zero_(), state, saved
+    values = _array(v)
+    first = np.empty((0, heads, n, p), values.dtype) if initial is None else _array(initial)
+    arguments = _array(q), _array(k), values, _per_key(log_decay), first, y.numpy(), state.numpy(), saved.numpy()
+    parts = _attention_parts(q, v)
+    _threads.run(_kernels().attention_forward, batch * groups * parts, parts, *arguments, operations=3 * v.numel() * n)
+    return y, state, saved
+
+
+@gated_linear_attention.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, initial: Tensor | None, return_state: bool, save: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    state = v.new_empty(v.shape[0] if return_state else 0, v.shape[2], q.shape[3], v.shape[3])
+    return _empty(v), state, v.new_empty(_attention_saved_shape(q, v, save))
+
+
+@torch.library.custom_op("hsv_torch::gated_linear_attention_backward", mutates_args=(), device_types="cpu")
+def gated_linear_attention_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    saved: Tensor,
+    dy: Tensor,
+    d_state: Tensor,
+    has_initial: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of ``q``, ``k``, ``v`` and ``log_decay``, and of ``initial`` if there is one."""
+    batch, length, groups, n = q.shape
+    heads, p = v.shape[2:]
+    d_initial = v.new_empty(batch if has_initial else 0, heads, n, p)
+    if not (v.numel() and n):
+        dq, dk, dv, dg = (_empty(t).zero_() for t in (q, k, v, log_decay))
+        if has_initial and len(d_state):
+            d_initial.copy_(d_state)
+        else:
+            d_initial.zero_()
+        return dq, dk, dv, dg, d_initial
+    parts, decays = _attention_parts(q, v), _per_key(log_decay)
+    dq, dk = (v.new_empty(batch * parts, length, groups, n) for _ in range(2))
+    dv = _empty(v)
+    dg = v.new_empty(batch * parts, length, groups, n) if log_decay.ndim == 4 else v.new_empty(decays.shape)
+    arguments = _array(q), _array(k), _array(v), decays, saved.numpy(), _array(dy), _array(d_state)
+    results = dq.numpy(), dk.numpy(), dv.numpy(), dg.numpy(), d_initial.numpy()
+    kernel = _kernels().attention_backward
+    _threads.run(kernel, batch * groups * parts, parts, *arguments, *results, operations=10 * v.numel() * n)
+    if parts > 1:
+        dq, dk = (_sum_of_parts(t, parts) for t in (dq, dk))
+        dg = _sum_of_parts(dg, parts) if log_decay.ndim == 4 else dg
+    return dq, dk, dv, dg.view(log_decay.shape), d_initial
+
+
+def _sum_of_parts(sums: Tensor, parts: int) -> Tensor:
+    return torch.from_numpy(sums.numpy().reshape(-1, parts, *sums.shape[1:]).sum(1))
+
+
+@gated_linear_attention_backward.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    saved: Tensor,
+    dy: Tensor,
+    d_state: Tensor,
+    has_initial: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    d_initial = v.new_empty(v.shape[0] if has_initial else 0, v.shape[2], q.shape[3], v.shape[3])
+    return _empty(q), _empty(k), _empty(v), _empty(log_decay), d_initial
+
+
+def _save_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)  # of the saved states
+    ctx.save_for_backward(*inputs[:4], output[2])
+    ctx.has_initial = inputs[4] is not None
+
+
+def _attention_gradients(
+    ctx: Any, dy: Tensor | None, d_state: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    q, _, v, *_ = ctx.saved_tensors
+    dy = torch.zeros_like(v) if dy is None else dy
+    d_state = v.new_empty(0, v.shape[2], q.shape[3], v.shape[3]) if d_state is None else d_state
+    *gradients, d_initial = gated_linear_attention_backward(*ctx.saved_tensors, dy, d_state, ctx.has_initial)
+    return *gradients, d_initial if ctx.has_initial else None, None, None
+
+
+gated_linear_attention.register_autograd(_attention_gradients, setup_context=_save_attention)
+
+
+for _operator in (
+    linear_scan_backward,
+    diagonal_scan_backward,
+    selective_scan_backward,
+    gated_linear_attention_backward,
+):
     _operator.register_autograd(refuse_second_derivative)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import hsv
-from hsv_torch.scan import gated_linear_attention, reference, selective_scan
+from hsv_torch.scan import _linear, _operators, gated_linear_attention, reference, selective_scan
 from tests.tolerances import tolerance
 
 NAMES = ("q", "k", "v", "log_decay", "initial")
@@ -169,6 +169,92 @@ def test_gradcheck(per_key):
     assert torch.autograd.gradcheck(attend, problem(2, 5, 1, 2, 3, 2, per_key=per_key))
 
 
+@pytest.mark.parametrize("per_key", [False, True])
+@pytest.mark.parametrize("save", [False, True])
+def test_opcheck(save, per_key):
+    arguments = problem(2, 70, 1, 3, 4, 5, per_key=per_key)
+    arguments = arguments if save else [t.detach() for t in arguments]
+    torch.library.opcheck(torch.ops.hsv_torch.gated_linear_attention, (*arguments, True, save))
+    with torch.no_grad():
+        *_, saved = _operators.gated_linear_attention(*arguments, True, True)
+        d_state = torch.ones_like(arguments[-1])
+        torch.library.opcheck(
+            torch.ops.hsv_torch.gated_linear_attention_backward,
+            (*arguments[:4], saved, torch.ones_like(arguments[2]), d_state, True),
+        )
+
+
+def test_only_what_is_asked_for_is_made():
+    arguments = [t.detach() for t in problem(2, 40, 1, 2, 3, 2, per_key=False)]
+    _, state, saved = _operators.gated_linear_attention(*arguments, False, False)
+    assert state.numel() == saved.numel() == 0
+
+
+def test_what_is_saved_is_a_chunk_apart():
+    arguments = problem(2, 10 * _operators.ATTENTION_CHUNK, 1, 2, 64, 16, per_key=False, dtype=torch.float32)
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+        attend(*arguments)
+    assert max(sizes) == max(2 * 10 * 2 * 64 * 16, arguments[0].numel())
+
+
+@pytest.mark.parametrize("per_key", [False, True])
+def test_compiled_graphs_hold_the_operator(per_key):
+    arguments = problem(2, 9, 1, 2, 5, 3, per_key=per_key)
+    compiled = torch.compile(attend, backend="aot_eager", fullgraph=True)
+    for x, y in zip(results(compiled, arguments), results(attend, arguments), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_export_with_any_batch_and_length():
+    class Layer(torch.nn.Module):
+        def forward(self, q, k, v, log_decay):
+            return gated_linear_attention(q, k, v, log_decay)
+
+    arguments = tuple(t.detach() for t in problem(2, 9, 1, 2, 5, 3, per_key=False)[:4])
+    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    program = torch.export.export(Layer(), arguments, dynamic_shapes=(free,) * 4)
+    arguments = tuple(t.detach() for t in problem(3, 70, 1, 2, 5, 3, per_key=False)[:4])
+    assert torch.equal(program.module()(*arguments), gated_linear_attention(*arguments))
+
+
+def test_arguments_need_not_be_contiguous():
+    arguments = problem(4, 9, 1, 2, 6, 3, per_key=False)
+    strided = [t.detach().mT.contiguous().mT.requires_grad_() for t in arguments]
+    assert not all(t.is_contiguous() for t in strided)
+    for x, y in zip(results(attend, strided), results(attend, arguments), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_the_second_derivative_is_refused():
+    arguments = problem(1, 3, 1, 1, 2, 2, per_key=False)
+    (gradient,) = torch.autograd.grad(attend(*arguments)[0].pow(2).sum(), arguments[0], create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("per_key", [False, True])
+@pytest.mark.parametrize("size", [(1, 300, 1, 12, 20, 16), (9, 100, 2, 2, 32, 33)])
+def test_threads_do_not_change_a_bit(size, per_key):
+    arguments = problem(*size, per_key=per_key, dtype=torch.float32)
+    threads = torch.get_num_threads()
+    try:
+        runs = []
+        for n_threads in (1, 2, 3):
+            torch.set_num_threads(n_threads)
+            runs.append(results(attend, arguments))
+    finally:
+        torch.set_num_threads(threads)
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
+
+
+def test_operator_and_kernel_agree_on_the_chunk():
+    from hsv_torch.scan import _numba
+
+    assert _operators.ATTENTION_CHUNK == _numba.ATTENTION_CHUNK
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_holds_the_state_in_single_precision(dtype):
     arguments = [t.detach().to(dtype) for t in problem(2, 70, 1, 2, 5, 3, per_key=False)]
@@ -209,3 +295,12 @@ def test_arguments_on_two_devices():
     q, k, v, g, _ = problem(1, 3, 1, 1, 2, 2, per_key=False)
     with pytest.raises(hsv.ShapeError, match="all arguments must be on one device, got meta and cpu"):
         gated_linear_attention(q, k, v, g.to("meta"))
+
+
+def test_a_device_without_a_kernel_is_said_once(monkeypatch):
+    monkeypatch.setattr(_linear, "_warned", set())
+    arguments = [t.detach().to("meta") for t in problem(2, 9, 1, 2, 3, 2, per_key=False)]
+    with pytest.warns(UserWarning, match="no kernel for meta yet"):
+        y, state = attend(*arguments)
+    assert (y.shape, state.shape) == ((2, 9, 2, 2), (2, 2, 3, 2))
+    attend(*arguments)  # filterwarnings = error
