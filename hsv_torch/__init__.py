@@ -12,6 +12,7 @@ from hsv_torch.adapters import (
     register_adapter,
     registered_layer_types,
 )
+from hsv_torch.allocation import Budget, Sizes
 from hsv_torch.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_into, load_model, save_checkpoint
 from hsv_torch.compress import compress_
 from hsv_torch.criteria import ComplexHankel, Criterion, DiagonalCriterion, RealHankel, RealPoles, SymmetricHankel
@@ -43,6 +44,7 @@ __all__ = [
     "S5",
     "Auto",
     "BalancedChoice",
+    "Budget",
     "ChannelBasis",
     "Checkpoint",
     "CheckpointError",
@@ -73,6 +75,7 @@ __all__ = [
     "SequenceModel",
     "SequenceModelConfig",
     "SharedBasis",
+    "Sizes",
     "StateChoice",
     "SymmetricHankel",
     "UnknownOptimizerError",

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 import hsv
 from hsv import HsvError
 from hsv_torch.adapters import Cut, LayerAdapter, Observation, Replaced, adapter_of, compressible_layers
+from hsv_torch.allocation import Budget, Sizes, levels, share_out
 from hsv_torch.calibration import Forward, check_calibration, in_layer, observe
-from hsv_torch.criteria import Criterion
+from hsv_torch.criteria import Criterion, DiagonalCriterion
 from hsv_torch.history import CompressionReport, LayerRecord
 from hsv_torch.optimizer import Moments, carry_moments, check_optimizer, replace_parameters
-from hsv_torch.snapshot import Placement
+from hsv_torch.snapshot import Placement, without_trace
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,7 @@ def _apply_one(
 
 def compress_(
     model: nn.Module,
-    rule: hsv.Rule | int,
+    rule: hsv.Rule | int | Budget,
     *,
     calibration: Any = None,
     optimizer: torch.optim.Optimizer | None = None,
@@ -191,6 +194,7 @@ def compress_(
     criterion: Criterion | Mapping[str, Criterion] | None = None,
     forward: Forward | None = None,
     moments: Moments = "carry",
+    sizes: Sizes | None = None,
 ) -> CompressionReport:
     """Cut the states of a model's layers, once and in place.
 
@@ -204,7 +208,7 @@ def compress_(
         Any model with layers that an adapter serves; a layer that stands in several places is cut once.
     rule
         Chooses the number of states of each layer on its own: ``hsv.HankelSum(discard=0.1)``, ``hsv.ErrorBound(0.01)``,
-        ...; an int means ``hsv.Order``.
+        ...; an int means ``hsv.Order``. Or a :class:`hsv_torch.Budget` for all layers together.
     calibration
         Batches that the model is run over, without gradients and in evaluation mode; needed where a layer's system depends on its input
         (Mamba), and an error where none does. A tensor is one batch.
@@ -220,6 +224,8 @@ def compress_(
         keywords, and of a tuple or list the first element.
     moments
         ``"reset"`` forgets the optimizer's state of the parameters that are replaced instead of carrying it.
+    sizes
+        What sizes are allowed: floors, ceilings, multiples, one size for all.
 
     Returns
     -------
@@ -248,19 +254,15 @@ def compress_(
     chosen = chosen_layers(model, layers)
     criteria = chosen_criteria(chosen, criterion)
     check_calibration(chosen, calibration, forward)
-    rule = hsv.as_rule(rule)
+    checked, allowed = checked_rule(rule), checked_sizes(sizes, chosen)
     if optimizer is not None:
         check_optimizer(optimizer, recurrent_parameters(chosen), moments)
     observations = observe(model, chosen, criteria, calibration, forward)
     plans: dict[str, PlannedCut] = {}
-    for name, layer in chosen.items():
-        adapter = adapter_of(layer)
-        try:
-            plans[name] = PlannedCut(
-                layer, adapter, plan_cut(adapter, layer, rule, criteria[name], observations.get(name))
-            )
-        except HsvError as error:
-            raise in_layer(name, error) from error
+    for name, plan in Planner(model, chosen, criteria, observations, allowed).cuts(checked).items():
+        if isinstance(plan, HsvError):
+            raise in_layer(name, plan) from plan
+        plans[name] = PlannedCut(chosen[name], adapter_of(chosen[name]), plan)
     replaced = apply_cuts(model, plans, optimizer=optimizer, moments=moments)
     return CompressionReport(
         layers=tuple(cut_record(name, plan.cut) for name, plan in plans.items()),
@@ -280,6 +282,138 @@ def plan_cut(
     if observation is None:
         return adapter.reduce(layer, rule, criterion)
     return adapter.reduce(layer, rule, criterion, observation)
+
+
+def checked_rule(rule: hsv.Rule | int | Budget) -> hsv.Rule | Budget:
+    """The rule; an int means ``hsv.Order``."""
+    return rule if isinstance(rule, Budget) else hsv.as_rule(rule)
+
+
+def checked_sizes(sizes: Sizes | None, layers: Mapping[str, nn.Module]) -> Sizes:
+    """What sizes are allowed; raises if it is something else, or names layers that are not cut."""
+    if not isinstance(sizes, Sizes | None):
+        raise TypeError(f"`sizes` must be a hsv_torch.Sizes or None, got {sizes!r}")
+    sizes = Sizes() if sizes is None else sizes
+    sizes.check(layers)
+    return sizes
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plans the cuts of a model's layers; the model does not change.
+
+    Attributes
+    ----------
+    model, layers, criteria, observations
+        As :func:`chosen_layers`, :func:`chosen_criteria` and :func:`hsv_torch.calibration.observe` return them.
+    sizes
+        What sizes are allowed.
+    """
+
+    model: nn.Module
+    layers: Mapping[str, nn.Module]
+    criteria: Mapping[str, Criterion]
+    observations: Mapping[str, Observation]
+    sizes: Sizes
+
+    @property
+    def states(self) -> dict[str, int]:
+        """States of each layer now."""
+        return {name: adapter_of(layer).n_states(layer) for name, layer in self.layers.items()}
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Real numbers in the parameters of each layer that follow its states, now."""
+        return {
+            name: sum(
+                p.numel() * (2 if p.is_complex() else 1)
+                for p in (layer.get_parameter(inner) for inner in adapter_of(layer).parameter_names(layer))
+            )
+            for name, layer in self.layers.items()
+        }
+
+    def cuts(
+        self, rule: hsv.Rule | Budget, *, remaining: int = 1, first: Mapping[str, int] | None = None
+    ) -> dict[str, Cut | HsvError]:
+        """The cut of each layer, or what refused it.
+
+        Parameters
+        ----------
+        rule
+            What chooses the numbers of states.
+        remaining
+            Attempts that are left, this one included, for a budget that is approached in several.
+        first
+            States of each layer when the budget was first used; now by default.
+        """
+        if isinstance(rule, Budget):
+            return self._by_budget(rule, remaining, self.states if first is None else first)
+        plans = {name: self.cut(name, rule) for name in self.layers}
+        chosen = {name: plan.n_states_after for name, plan in plans.items() if isinstance(plan, Cut)}
+        for name, size in self.sizes.adjust(chosen, self.states).items():
+            if size != chosen[name]:
+                plans[name] = self.cut(name, hsv.Order(size))
+        return plans
+
+    def cut(self, name: str, rule: hsv.Rule) -> Cut | HsvError:
+        """The cut of one layer, or what refused it."""
+        layer = self.layers[name]
+        try:
+            return plan_cut(adapter_of(layer), layer, rule, self.criteria[name], self.observations.get(name))
+        except HsvError as error:
+            return error
+
+    def _by_budget(self, budget: Budget, remaining: int, first: Mapping[str, int]) -> dict[str, Cut | HsvError]:
+        plans: dict[str, Cut | HsvError] = {}
+        now, level = self.states, {}
+        for name, n in now.items():
+            spectrum = self._spectrum(name)
+            if isinstance(spectrum, HsvError):
+                plans[name] = spectrum
+            else:
+                level[name] = levels(spectrum, n, budget.share)
+        if not level:
+            return plans
+
+        def cost(sizes: Mapping[str, int]) -> float:
+            sizes = {**now, **sizes}  # layers that refuse to be cut cost what they cost
+            if budget.unit == "seconds":
+                return self._seconds(budget, sizes)
+            each = budget.costs_per_state(now, self.parameters)
+            return sum(each[name] * size for name, size in sizes.items())
+
+        total = budget.total(cost(first), cost(now), remaining)
+        orders = share_out(level, cost, total, lambda chosen: self.sizes.adjust(chosen, now), budget.unit)
+        return plans | {name: self.cut(name, hsv.Order(order)) for name, order in orders.items()}
+
+    def _spectrum(self, name: str) -> np.ndarray | HsvError:
+        layer, criterion = self.layers[name], self.criteria[name]
+        adapter = adapter_of(layer)
+        try:
+            system = adapter.system(layer)
+            if system is not None and isinstance(criterion, DiagonalCriterion):
+                return criterion.spectrum(system)
+        except HsvError as error:
+            return error
+        plan = self.cut(name, hsv.Order(adapter.n_states(layer)))
+        return plan if isinstance(plan, HsvError) else plan.hankel_singular_values
+
+    def _seconds(self, budget: Budget, sizes: Mapping[str, int]) -> float:
+        """What `measure` says of a copy with these sizes; whatever it does leaves no trace."""
+        assert budget.measure is not None
+        trial = copy.deepcopy(self.model)
+        layers = {name: trial.get_submodule(name) for name in self.layers}
+        planner = Planner(trial, layers, self.criteria, self.observations, self.sizes)
+        plans = {}
+        for name, size in sizes.items():
+            if size < self.states[name]:
+                plan = planner.cut(name, hsv.Order(size))
+                if isinstance(plan, HsvError):
+                    raise in_layer(name, plan) from plan
+                plans[name] = PlannedCut(layers[name], adapter_of(layers[name]), plan)
+        apply_cuts(trial, plans)
+        with without_trace(self.model), torch.enable_grad():
+            return float(budget.measure(trial))
 
 
 def cut_record(name: str, cut: Cut) -> LayerRecord:
