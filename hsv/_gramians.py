@@ -24,7 +24,7 @@ from hsv._array import (
     widen,
     zeros,
 )
-from hsv._cauchy import cauchy_factor, denominators, differences, expm1
+from hsv._cauchy import cauchy_factor, denominators, expm1
 from hsv._errors import DtypeError, HsvError, ShapeError, UnstableSystemError
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, stability_margin
 
@@ -207,7 +207,7 @@ def factor(sys: LinearSystem) -> Array:
     """:func:`controllability_factor` in double precision, as the rest of the library uses it."""
     require_stable(sys)
     if isinstance(sys, DiagonalStateSpace):
-        return cauchy_factor(widen(sys.B), differences(sys), denominators(sys))
+        return cauchy_factor(sys)
     from hsv._lyapunov import solve_lyapunov_factored  # deferred: loads the compiled kernels
 
     assert isinstance(sys, StateSpace)

@@ -6,7 +6,8 @@ import math
 from typing import NamedTuple
 
 from hsv._array import Array, conjugate_transpose, imag, namespace, real, round_to, transpose, widen
-from hsv._gramians import dual, factor
+from hsv._cauchy import cauchy_factors
+from hsv._gramians import require_stable
 from hsv._lyapunov import solve_lyapunov_factored_pair
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace
 
@@ -14,11 +15,14 @@ from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace
 class Factors(NamedTuple):
     """Factors of both Gramians in double precision, in the coordinates in which the algebra is done.
 
-    For a system made by :func:`hsv.real_part` these are the real coordinates of its ``to_dense()``.
+    For a system made by :func:`hsv.real_part` these are the real coordinates of its ``to_dense()``. Where ``right`` and ``left`` are given, the factors
+    in the system's own coordinates are ``right @ controllability`` and ``left @ observability``, and ``left^H right = I``.
     """
 
     controllability: Array
     observability: Array
+    right: Array | None = None
+    left: Array | None = None
 
 
 def hankel_singular_values(sys: LinearSystem) -> Array:
@@ -71,9 +75,11 @@ def gramian_factors(sys: LinearSystem) -> Factors:
         return Factors(
             *solve_lyapunov_factored_pair(widen(sys.A), widen(sys.B), widen(sys.C), discrete=sys.is_discrete)
         )
-    factors = Factors(factor(sys), factor(dual(sys)))
-    if isinstance(sys, DiagonalStateSpace) and sys._conjugate_pairs:
-        return Factors(*(_real_factor(L) for L in factors))
+    assert isinstance(sys, DiagonalStateSpace)
+    require_stable(sys)
+    factors = Factors(*cauchy_factors(sys))
+    if sys._conjugate_pairs:
+        return Factors(*(_real_factor(L) for L in factors[:2]))
     return factors
 
 

@@ -143,6 +143,428 @@ def discrete_lyapunov_factor(t: ComplexArray, b: ComplexArray) -> ComplexArray:
 
 
 @njit(cache=True, nogil=True)
+def _blocks(columns: RealArray) -> tuple[RealArray, RealArray, RealArray]:
+    """For the first row of each block of two, its frequency and the two numbers of its complex Schur vectors; zero everywhere else.
+
+    The block ``[[a, b], [c, a]]`` is ``W [[l, b + c], [0, conj(l)]] W^H`` with ``l = a + i f``, ``W = [[i p, q], [q, i p]]``, ``p^2 + q^2 = 1``.
+    """
+    n = len(columns)
+    frequency, p, q = np.zeros(n), np.zeros(n), np.zeros(n)
+    for j in range(n - 1):
+        lower = columns[j, j + 1]
+        if lower != 0.0:
+            frequency[j] = np.sqrt(abs(columns[j + 1, j])) * np.sqrt(abs(lower))
+            radius = np.hypot(frequency[j], lower)
+            p[j], q[j] = frequency[j] / radius, lower / radius
+    return frequency, p, q
+
+
+@njit(cache=True, nogil=True)
+def _pair(
+    a: float, f: float, p: float, q: float, coupling: float, x: RealArray, y: RealArray, damping: float, discrete: bool
+) -> tuple[bool, float, float, float, complex, float, complex, RealArray]:
+    """Solve the equation of one block of two with the inputs ``x`` and ``y``, in its complex Schur vectors.
+
+    Returns whether there is anything in it; its real factor ``[[u00, u01], [0, u11]] = U``; ``v`` and ``w`` of the unitary ``V = [[v, w], [w, -conj(v)]]``
+    and ``t`` with ``U^-1 S U = V^H [[l, t], [0, conj(l)]] V``; and ``U^-1 B``, ``(2, m)``. No quotient of two small numbers is taken.
+    """
+    m = len(x)
+    pole = complex(a, f)
+    inner = np.zeros((2, m))
+    first, second = np.empty(m, dtype=np.complex128), np.empty(m, dtype=np.complex128)
+    largest = 0.0
+    for c in range(m):
+        largest = max(largest, abs(x[c]), abs(y[c]))
+    nothing = False, 0.0, 0.0, 0.0, 0j, 0.0, 0j, inner
+    if largest == 0.0:
+        return nothing
+    square = 0.0
+    for c in range(m):
+        x_scaled, y_scaled = x[c] / largest, y[c] / largest
+        first[c], second[c] = complex(q * y_scaled, -p * x_scaled), complex(q * x_scaled, -p * y_scaled)
+        square += second[c].real ** 2 + second[c].imag ** 2
+    length = np.sqrt(square)
+    if length == 0.0:
+        return nothing
+    last = length / damping
+    product = 0j
+    for c in range(m):
+        second[c] = second[c] / length * damping
+        product += first[c] * np.conj(second[c])
+    if discrete:
+        radius = abs(pole)
+        corner = (pole * (coupling * last) + product) / ((1.0 - pole) * (1.0 + pole))
+        image = pole * corner + coupling * last
+        moved = (corner + pole / radius * image) / (1.0 + radius)
+    else:
+        corner = -(coupling * last + product) / (2.0 * pole)
+        moved = corner
+    square = 0.0
+    for c in range(m):
+        first[c] -= moved * second[c]
+        square += first[c].real ** 2 + first[c].imag ** 2
+    length = np.sqrt(square)
+    leading = length / damping
+    product = 0j
+    for c in range(m):
+        # Where nothing is left, the leading entry is zero, and any direction will do for what it multiplies.
+        first[c] = first[c] / length * damping if length > 0.0 else complex(damping * (c == 0), 0.0)
+        product += first[c] * np.conj(second[c])
+    if discrete:
+        coupled = -product * np.conj(pole) / radius
+        for c in range(m):
+            first[c] -= product * second[c] / (1.0 + radius)
+    else:
+        coupled = -product
+    left, right = q * leading, q * corner + 1j * p * last  # the second row of W times the complex factor
+    size = np.hypot(left, abs(right))
+    if size == 0.0:
+        return nothing
+    v, w = -right / size, left / size
+    top = (1j * p * corner + q * last) * np.conj(right)
+    for c in range(m):
+        inner[0, c] = (np.conj(v) * first[c]).real + w * second[c].real
+        inner[1, c] = w * first[c].real - (v * second[c]).real
+    return True, leading * (last / size) * largest, top.real / size * largest, size * largest, v, w, coupled, inner
+
+
+@njit(cache=True, nogil=True)
+def _turned(pole: complex, v: complex, w: float, coupled: complex) -> tuple[float, float, float, float]:
+    """``V^H [[l, t], [0, conj(l)]] V``, which is real, row by row."""
+    a, b = pole * v + coupled * w, pole * w - coupled * np.conj(v)
+    c, d = np.conj(pole) * w, -np.conj(pole) * np.conj(v)
+    return (
+        (np.conj(v) * a).real + w * c.real,
+        (np.conj(v) * b).real + w * d.real,
+        w * a.real - (v * c).real,
+        w * b.real - (v * d).real,
+    )
+
+
+@njit(cache=True, nogil=True)
+def _four(
+    pole: complex,
+    v: complex,
+    w: float,
+    t: complex,
+    other: complex,
+    p: float,
+    q: float,
+    s: float,
+    discrete: bool,
+    f00: float,
+    f01: float,
+    f10: float,
+    f11: float,
+) -> tuple[float, float, float, float]:
+    """Solve ``S X + X T^T = F`` or ``X - S X T^T = F`` for two blocks of two: in the complex Schur vectors of both, by substitution."""
+    # E = W^H F V^T, V^T = V
+    a, b = complex(q * f10, -p * f00), complex(q * f11, -p * f01)
+    c, d = complex(q * f00, -p * f10), complex(q * f01, -p * f11)
+    e00, e01, e10, e11 = a * v + b * w, a * w - b * np.conj(v), c * v + d * w, c * w - d * np.conj(v)
+    mirror, image = np.conj(pole), np.conj(other)
+    if discrete:
+        same, across = 1.0 / (1.0 - pole * other), 1.0 / (1.0 - mirror * other)
+        y11 = e11 * np.conj(same)
+        y01 = (e01 + mirror * s * y11) * across
+        y10 = (e10 + t * image * y11) * np.conj(across)
+        y00 = (e00 + pole * s * y10 + t * (other * y01 + s * y11)) * same
+    else:
+        same, across = 1.0 / (pole + other), 1.0 / (mirror + other)
+        y11 = e11 * np.conj(same)
+        y01 = (e01 - s * y11) * across
+        y10 = (e10 - t * y11) * np.conj(across)
+        y00 = (e00 - s * y10 - t * y01) * same
+    # X = W Y conj(V)
+    a, b = 1j * p * y00 + q * y10, 1j * p * y01 + q * y11
+    c, d = q * y00 + 1j * p * y10, q * y01 + 1j * p * y11
+    return (
+        (a * np.conj(v)).real + w * b.real,
+        w * a.real - (b * v).real,
+        (c * np.conj(v)).real + w * d.real,
+        w * c.real - (d * v).real,
+    )
+
+
+@njit(cache=True, nogil=True)
+def _width(n: int) -> int:
+    """A length of rows for ``n`` numbers such that rows do not compete for the same lines of the cache: an odd number of lines each.
+
+    Without it 512 states took ten times as long as 500.
+    """
+    return n // 16 * 16 + 24
+
+
+@njit(cache=True, nogil=True)
+def real_continuous_lyapunov_factor(t: RealArray, b: RealArray) -> RealArray:
+    """See `hsv._kernels._reference.real_continuous_lyapunov_factor`."""
+    n, m = t.shape[1], b.shape[2]
+    factor = np.zeros_like(t)  # columns as rows
+    width = _width(n)
+    columns, inputs, work = np.empty((n, width)), np.empty((m, width)), np.empty((2, width))
+    x, y = work[0], work[1]
+    for k in range(t.shape[0]):
+        for i in range(n):
+            columns[i, :n] = t[k, :, i]
+        for c in range(m):
+            inputs[c, :n] = b[k, :, c]
+        L = factor[k]
+        frequency, p, q = _blocks(columns)
+        j = n - 1
+        while j >= 0:
+            if j > 0 and frequency[j - 1] > 0.0:
+                j -= 1
+                pole = complex(columns[j, j], frequency[j])
+                some, u00, u01, u11, v, w, coupled, inner = _pair(
+                    columns[j, j],
+                    frequency[j],
+                    p[j],
+                    q[j],
+                    columns[j, j + 1] + columns[j + 1, j],
+                    inputs[:, j],
+                    inputs[:, j + 1],
+                    np.sqrt(-2.0 * columns[j, j]),
+                    False,
+                )
+                if some:
+                    for i in range(j):
+                        x[i] = -columns[j, i] * u00
+                        y[i] = -columns[j, i] * u01 - columns[j + 1, i] * u11
+                    for c in range(m):
+                        x_weight, y_weight = inner[0, c], inner[1, c]
+                        for i in range(j):
+                            x[i] -= x_weight * inputs[c, i]
+                            y[i] -= y_weight * inputs[c, i]
+                    t00, t01, t10, t11 = _turned(pole, v, w, coupled)
+                    h = j - 1
+                    while h >= 0:
+                        if h > 0 and frequency[h - 1] > 0.0:
+                            h -= 1
+                            other = complex(columns[h, h], frequency[h])
+                            s = columns[h, h + 1] + columns[h + 1, h]
+                            x0, y0, x1, y1 = _four(
+                                pole, v, w, coupled, other, p[h], q[h], s, False, x[h], y[h], x[h + 1], y[h + 1]
+                            )
+                            x[h], x[h + 1], y[h], y[h + 1] = x0, x1, y0, y1
+                            for i in range(h):
+                                x[i] -= x0 * columns[h, i] + x1 * columns[h + 1, i]
+                                y[i] -= y0 * columns[h, i] + y1 * columns[h + 1, i]
+                        else:
+                            s = columns[h, h]
+                            inverse = 1.0 / ((s + pole.real) ** 2 + pole.imag**2)
+                            x0 = ((s + t11) * x[h] - t01 * y[h]) * inverse
+                            y0 = ((s + t00) * y[h] - t10 * x[h]) * inverse
+                            x[h], y[h] = x0, y0
+                            for i in range(h):
+                                x[i] -= x0 * columns[h, i]
+                                y[i] -= y0 * columns[h, i]
+                        h -= 1
+                    for c in range(m):
+                        x_weight, y_weight = inner[0, c], inner[1, c]
+                        for i in range(j):
+                            inputs[c, i] -= x_weight * x[i] + y_weight * y[i]
+                    L[j, :j], L[j + 1, :j] = x[:j], y[:j]
+                    L[j, j], L[j + 1, j], L[j + 1, j + 1] = u00, u01, u11
+                j -= 1
+                continue
+            length = _length(inputs, j)
+            if length > 0.0:
+                s = columns[j, j]
+                damping = np.sqrt(-2.0 * s)
+                diagonal = length / damping
+                for i in range(j):
+                    x[i] = -columns[j, i] * diagonal
+                for c in range(m):
+                    weight = inputs[c, j] / length * damping
+                    for i in range(j):
+                        x[i] -= weight * inputs[c, i]
+                h = j - 1
+                while h >= 0:
+                    if h > 0 and frequency[h - 1] > 0.0:
+                        h -= 1
+                        upper, lower = columns[h + 1, h], columns[h, h + 1]
+                        centre = columns[h, h] + s
+                        inverse = 1.0 / (centre * centre + frequency[h] ** 2)
+                        x0 = (centre * x[h] - upper * x[h + 1]) * inverse
+                        x1 = (centre * x[h + 1] - lower * x[h]) * inverse
+                        x[h], x[h + 1] = x0, x1
+                        for i in range(h):
+                            x[i] -= x0 * columns[h, i] + x1 * columns[h + 1, i]
+                    else:
+                        x0 = x[h] / (columns[h, h] + s)
+                        x[h] = x0
+                        for i in range(h):
+                            x[i] -= x0 * columns[h, i]
+                    h -= 1
+                for c in range(m):
+                    weight = inputs[c, j] / length * damping
+                    for i in range(j):
+                        inputs[c, i] -= weight * x[i]
+                L[j, :j], L[j, j] = x[:j], diagonal
+            j -= 1
+    return factor.transpose((0, 2, 1))
+
+
+@njit(cache=True, nogil=True)
+def real_discrete_lyapunov_factor(t: RealArray, b: RealArray) -> RealArray:
+    """See `hsv._kernels._reference.real_discrete_lyapunov_factor`."""
+    n, m = t.shape[1], b.shape[2]
+    factor = np.zeros_like(t)  # columns as rows
+    width = _width(n)
+    columns, inputs, work = np.empty((n, width)), np.empty((m, width)), np.empty((4, width))
+    x, y, x_image, y_image = work[0], work[1], work[2], work[3]
+    for k in range(t.shape[0]):
+        for i in range(n):
+            columns[i, :n] = t[k, :, i]
+        for c in range(m):
+            inputs[c, :n] = b[k, :, c]
+        L = factor[k]
+        frequency, p, q = _blocks(columns)
+        j = n - 1
+        while j >= 0:
+            if j > 0 and frequency[j - 1] > 0.0:
+                j -= 1
+                pole = complex(columns[j, j], frequency[j])
+                radius = abs(pole)
+                some, u00, u01, u11, v, w, coupled, inner = _pair(
+                    columns[j, j],
+                    frequency[j],
+                    p[j],
+                    q[j],
+                    columns[j, j + 1] + columns[j + 1, j],
+                    inputs[:, j],
+                    inputs[:, j + 1],
+                    np.sqrt((1.0 - radius) * (1.0 + radius)),
+                    True,
+                )
+                if some:
+                    for i in range(j):
+                        x[i] = 0.0
+                        y[i] = 0.0
+                        x_image[i] = columns[j, i] * u00
+                        y_image[i] = columns[j, i] * u01 + columns[j + 1, i] * u11
+                    for c in range(m):
+                        x_weight, y_weight = inner[0, c], inner[1, c]
+                        for i in range(j):
+                            x[i] += x_weight * inputs[c, i]
+                            y[i] += y_weight * inputs[c, i]
+                    t00, t01, t10, t11 = _turned(pole, v, w, coupled)
+                    h = j - 1
+                    while h >= 0:
+                        # The images are complete up to the rows of this block, which add their own solution.
+                        if h > 0 and frequency[h - 1] > 0.0:
+                            h -= 1
+                            centre, upper, lower = columns[h, h], columns[h + 1, h], columns[h, h + 1]
+                            x0, y0, x1, y1 = _four(
+                                pole,
+                                v,
+                                w,
+                                coupled,
+                                complex(centre, frequency[h]),
+                                p[h],
+                                q[h],
+                                upper + lower,
+                                True,
+                                x[h] + x_image[h] * t00 + y_image[h] * t01,
+                                y[h] + x_image[h] * t10 + y_image[h] * t11,
+                                x[h + 1] + x_image[h + 1] * t00 + y_image[h + 1] * t01,
+                                y[h + 1] + x_image[h + 1] * t10 + y_image[h + 1] * t11,
+                            )
+                            x[h], x[h + 1], y[h], y[h + 1] = x0, x1, y0, y1
+                            x_image[h] += centre * x0 + upper * x1
+                            y_image[h] += centre * y0 + upper * y1
+                            x_image[h + 1] += lower * x0 + centre * x1
+                            y_image[h + 1] += lower * y0 + centre * y1
+                            for i in range(h):
+                                x_image[i] += x0 * columns[h, i] + x1 * columns[h + 1, i]
+                                y_image[i] += y0 * columns[h, i] + y1 * columns[h + 1, i]
+                        else:
+                            s = columns[h, h]
+                            x_total = x[h] + x_image[h] * t00 + y_image[h] * t01
+                            y_total = y[h] + x_image[h] * t10 + y_image[h] * t11
+                            # the determinant of 1 - s T, without its cancellation
+                            inverse = 1.0 / ((1.0 - s * pole.real) ** 2 + (s * pole.imag) ** 2)
+                            x0 = ((1.0 - s * t11) * x_total + s * t01 * y_total) * inverse
+                            y0 = ((1.0 - s * t00) * y_total + s * t10 * x_total) * inverse
+                            x[h], y[h] = x0, y0
+                            x_image[h] += s * x0
+                            y_image[h] += s * y0
+                            for i in range(h):
+                                x_image[i] += x0 * columns[h, i]
+                                y_image[i] += y0 * columns[h, i]
+                        h -= 1
+                    # B <- B - (U + Y Q) (I + H)^-1 inner, T^T = Q H the polar decomposition
+                    cosine, sine = t00 + t11, t10 - t01
+                    size = np.hypot(cosine, sine)
+                    cosine, sine = cosine / size, sine / size
+                    h00, h01, h11 = (
+                        1.0 + cosine * t00 - sine * t01,
+                        cosine * t10 - sine * t11,
+                        1.0 + sine * t10 + cosine * t11,
+                    )
+                    inverse = 1.0 / (h00 * h11 - h01 * h01)
+                    for i in range(j):
+                        x_image[i], y_image[i] = (
+                            x[i] + cosine * x_image[i] - sine * y_image[i],
+                            y[i] + sine * x_image[i] + cosine * y_image[i],
+                        )
+                    for c in range(m):
+                        x_weight = (h11 * inner[0, c] - h01 * inner[1, c]) * inverse
+                        y_weight = (h00 * inner[1, c] - h01 * inner[0, c]) * inverse
+                        for i in range(j):
+                            inputs[c, i] -= x_weight * x_image[i] + y_weight * y_image[i]
+                    L[j, :j], L[j + 1, :j] = x[:j], y[:j]
+                    L[j, j], L[j + 1, j], L[j + 1, j + 1] = u00, u01, u11
+                j -= 1
+                continue
+            length = _length(inputs, j)
+            if length > 0.0:
+                pole_j = columns[j, j]
+                radius = abs(pole_j)
+                damping = np.sqrt((1.0 - radius) * (1.0 + radius))
+                diagonal = length / damping
+                for i in range(j):
+                    x[i] = 0.0
+                    x_image[i] = columns[j, i] * diagonal
+                for c in range(m):
+                    weight = inputs[c, j] / length * damping
+                    for i in range(j):
+                        x[i] += weight * inputs[c, i]
+                h = j - 1
+                while h >= 0:
+                    if h > 0 and frequency[h - 1] > 0.0:
+                        h -= 1
+                        upper, lower = columns[h + 1, h], columns[h, h + 1]
+                        first, second = x[h] + pole_j * x_image[h], x[h + 1] + pole_j * x_image[h + 1]
+                        centre = 1.0 - pole_j * columns[h, h]
+                        inverse = 1.0 / (centre * centre + (pole_j * frequency[h]) ** 2)
+                        x0 = (centre * first + pole_j * upper * second) * inverse
+                        x1 = (centre * second + pole_j * lower * first) * inverse
+                        x[h], x[h + 1] = x0, x1
+                        x_image[h] += columns[h, h] * x0 + upper * x1
+                        x_image[h + 1] += lower * x0 + columns[h, h] * x1
+                        for i in range(h):
+                            x_image[i] += x0 * columns[h, i] + x1 * columns[h + 1, i]
+                    else:
+                        x0 = (x[h] + pole_j * x_image[h]) / (1.0 - pole_j * columns[h, h])
+                        x[h] = x0
+                        x_image[h] += x0 * columns[h, h]
+                        for i in range(h):
+                            x_image[i] += x0 * columns[h, i]
+                    h -= 1
+                phase = np.copysign(1.0, pole_j)
+                for i in range(j):
+                    x_image[i] = x[i] + phase * x_image[i]
+                for c in range(m):
+                    weight = inputs[c, j] / length * (damping / (1.0 + radius))
+                    for i in range(j):
+                        inputs[c, i] -= weight * x_image[i]
+                L[j, :j], L[j, j] = x[:j], diagonal
+            j -= 1
+    return factor.transpose((0, 2, 1))
+
+
+@njit(cache=True, nogil=True)
 def triangular_sylvester(s: ComplexArray, t: ComplexArray, q: ComplexArray) -> ComplexArray:
     """See `hsv._kernels._reference.triangular_sylvester`."""
     n, m = s.shape[1], t.shape[1]
@@ -240,6 +662,54 @@ def triangular_resolvent(t: ComplexArray, points: ComplexArray, b: ComplexArray)
                     for c in range(m):
                         x[i, c] += weight * x[h, c]
     return solution
+
+
+@njit(cache=True, nogil=True)
+def log_pole_pairs(log_poles: ComplexArray) -> tuple[ComplexArray, ComplexArray]:
+    """See `hsv._kernels._reference.log_pole_pairs`."""
+    k, n = log_poles.shape
+    differences = np.zeros((k, n, n), log_poles.dtype)
+    denominators = np.empty((k, n, n), log_poles.dtype)
+    for b in range(k):
+        logs, poles = log_poles[b], np.exp(log_poles[b])
+        radius, gap = np.exp(logs.real), -np.expm1(logs.real)
+        for i in range(n):
+            denominators[b, i, i] = gap[i] + radius[i] * gap[i]
+            for j in range(i):
+                angle = 0.5 * (logs[i].imag - logs[j].imag)
+                sine, cosine = np.sin(angle), np.cos(angle)
+                product = 2.0 * radius[i] * radius[j] * sine
+                denominator = complex(gap[i] + radius[i] * gap[j] + product * sine, -product * cosine)
+                denominators[b, i, j] = denominator
+                denominators[b, j, i] = denominator.conjugate()
+                # exp(log l_i - log l_j) - 1 times l_j, or the other way round, so that nothing overflows
+                growth = np.expm1(-abs(logs[i].real - logs[j].real))
+                re, im = growth - 2.0 * (growth + 1.0) * sine * sine, 2.0 * (growth + 1.0) * sine * cosine
+                if logs[j].real >= logs[i].real:
+                    difference = poles[j] * complex(re, im)
+                else:
+                    difference = -poles[i] * complex(re, -im)
+                differences[b, i, j] = difference
+                differences[b, j, i] = -difference
+    return differences, denominators
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def divide_by_log_pole_pairs(log_poles: ComplexArray, first: ComplexArray, second: ComplexArray) -> None:
+    """See `hsv._kernels._reference.divide_by_log_pole_pairs`."""
+    for b in range(log_poles.shape[0]):
+        logs = log_poles[b]
+        radius, gap = np.exp(logs.real), -np.expm1(logs.real)
+        for i in range(log_poles.shape[1]):
+            for j in range(i + 1):
+                angle = 0.5 * (logs[i].imag - logs[j].imag)
+                sine, cosine = np.sin(angle), np.cos(angle)
+                product = 2.0 * radius[i] * radius[j] * sine
+                re, im = gap[i] + radius[i] * gap[j] + product * sine, product * cosine
+                scale = 1.0 / (re * re + im * im)
+                inverse = complex(re * scale, im * scale)
+                first[b, i, j] *= inverse
+                second[b, i, j] *= inverse.conjugate()
 
 
 @njit(cache=True, nogil=True)

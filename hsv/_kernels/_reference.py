@@ -5,9 +5,11 @@ triangular (a complex Schur form); nothing below their diagonals is read. The ca
 checked shapes, stability and solvability.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import solve_triangular
+from scipy.linalg import rq, solve_triangular
 
 ComplexArray = NDArray[np.complex128]
 RealArray = NDArray[np.float64]
@@ -83,6 +85,65 @@ def discrete_lyapunov_factor(t: ComplexArray, b: ComplexArray) -> ComplexArray:
     return u
 
 
+def real_continuous_lyapunov_factor(t: RealArray, b: RealArray) -> RealArray:
+    """Solve ``T U U^T + U U^T T^T + B B^T = 0`` for real upper triangular ``U``, ``T`` stable and a real Schur form with standardized blocks of two.
+
+    Hammarling's method, the columns of one block of ``T`` a step, from the last to the first.
+    """
+    u = np.zeros_like(t)
+    for tk, bk, uk in zip(t, b.copy(), u, strict=True):
+        for i, j in reversed(_blocks_of(tk)):
+            corner, inner, block = _block_factor(continuous_lyapunov_factor, tk[i:j, i:j], bk[i:j])
+            if not np.any(corner):  # the rows of U are zero, and B stays what it is
+                continue
+            uk[i:j, i:j] = corner
+            # T_1 X + X block^T = rhs, as one linear system
+            rhs = -(tk[:i, i:j] @ corner + bk[:i] @ inner.T)
+            operator = np.kron(tk[:i, :i], np.eye(j - i)) + np.kron(np.eye(i), block)
+            uk[:i, i:j] = np.linalg.solve(operator, rhs.reshape(-1)).reshape(rhs.shape)
+            bk[:i] -= uk[:i, i:j] @ inner
+    return u
+
+
+def real_discrete_lyapunov_factor(t: RealArray, b: RealArray) -> RealArray:
+    """Solve ``T U U^T T^T - U U^T + B B^T = 0``; everything else as for :func:`real_continuous_lyapunov_factor`."""
+    u = np.zeros_like(t)
+    for tk, bk, uk in zip(t, b.copy(), u, strict=True):
+        for i, j in reversed(_blocks_of(tk)):
+            corner, inner, block = _block_factor(discrete_lyapunov_factor, tk[i:j, i:j], bk[i:j])
+            if not np.any(corner):
+                continue
+            uk[i:j, i:j] = corner
+            # X - T_1 X block^T = rhs
+            rhs = tk[:i, i:j] @ corner @ block.T + bk[:i] @ inner.T
+            operator = np.eye(i * (j - i)) - np.kron(tk[:i, :i], block)
+            uk[:i, i:j] = np.linalg.solve(operator, rhs.reshape(-1)).reshape(rhs.shape)
+            image = tk[:i, :i] @ uk[:i, i:j] + tk[:i, i:j] @ corner
+            # [B, image] times the orthogonal complement of the columns of [inner, block]^T, which gave X
+            complement = np.linalg.qr(np.concatenate([inner, block], axis=1).T, mode="complete")[0][:, j - i :]
+            bk[:i] = np.concatenate([bk[:i], image], axis=1) @ complement
+    return u
+
+
+def _blocks_of(t: RealArray) -> list[tuple[int, int]]:
+    """First row, and row after the last, of each block of a real Schur form."""
+    first = [i for i in range(len(t)) if i == 0 or t[i, i - 1] == 0.0]
+    return list(zip(first, [*first[1:], len(t)], strict=True))
+
+
+def _block_factor(
+    solve: Callable[[ComplexArray, ComplexArray], ComplexArray], t: RealArray, b: RealArray
+) -> tuple[RealArray, RealArray, RealArray]:
+    """Return the real triangular factor ``U`` of the equation of one block, ``U^-1 B`` and ``U^-1 T U``."""
+    s, z = complex_schur_form(t[None], np.eye(len(t))[None])
+    factor = z[0] @ solve(s, z.swapaxes(-1, -2).conj() @ b)[0]
+    upper = rq(np.concatenate([factor.real, factor.imag], axis=1), mode="r")[:, -len(t) :]
+    upper = upper * np.copysign(1.0, np.diagonal(upper))
+    if not np.any(upper):
+        return upper, np.zeros_like(b), t
+    return upper, solve_triangular(upper, b), solve_triangular(upper, t @ upper)
+
+
 def triangular_sylvester(s: ComplexArray, t: ComplexArray, q: ComplexArray) -> ComplexArray:
     """Solve ``S X + X T = Q``, ``S`` and ``T`` upper triangular, column by column."""
     x = q.copy()
@@ -126,6 +187,12 @@ def triangular_resolvent(t: ComplexArray, points: ComplexArray, b: ComplexArray)
     return x
 
 
+def _expm1(z: ComplexArray) -> ComplexArray:
+    """``exp(z) - 1``; NumPy's own for complex numbers loses digits of the imaginary part in places."""
+    half_sine = np.sin(z.imag / 2)
+    return np.expm1(z.real) * np.cos(z.imag) - 2 * half_sine**2 + 1j * np.exp(z.real) * np.sin(z.imag)
+
+
 def _length(row: ComplexArray) -> float:
     """The Euclidean length, safe from underflow and overflow of the squares."""
     largest = np.max(np.abs(row), initial=0.0)
@@ -137,6 +204,23 @@ def _solve(triangle: ComplexArray, rhs: ComplexArray) -> ComplexArray:
         return rhs.copy()
     solution: ComplexArray = solve_triangular(triangle, rhs, check_finite=False)
     return solution
+
+
+def log_pole_pairs(log_poles: ComplexArray) -> tuple[ComplexArray, ComplexArray]:
+    """Return ``l_i - l_j`` and ``1 - l_i conj(l_j)`` for every pair of poles ``l = exp(log_poles)``, from ``(k, n)`` to ``(k, n, n)``.
+
+    Every digit is kept where poles are close to each other or to the unit circle.
+    """
+    rows, columns = log_poles[:, :, None], log_poles[:, None, :]
+    return np.exp(columns) * _expm1(rows - columns), -_expm1(rows + columns.conj())
+
+
+def divide_by_log_pole_pairs(log_poles: ComplexArray, first: ComplexArray, second: ComplexArray) -> None:
+    """Divide ``first (k, n, n)`` by ``1 - l_i conj(l_j)`` and ``second`` by its conjugate, in place; below and on the diagonal only."""
+    denominators = log_pole_pairs(log_poles)[1]
+    lower = np.tri(log_poles.shape[1], dtype=bool)
+    first[:] = np.where(lower, first / denominators, first)
+    second[:] = np.where(lower, second / denominators.conj(), second)
 
 
 def cauchy_factor(generators: ComplexArray, differences: ComplexArray, denominators: ComplexArray) -> ComplexArray:
