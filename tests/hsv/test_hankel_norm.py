@@ -41,6 +41,31 @@ def test_repeated_values_are_removed_together():
     np.testing.assert_allclose(hsv.hankel_norm(sys - red.system), 0.5731395, rtol=1e-6)
 
 
+def test_a_cut_inside_a_multiple_value_keeps_the_states_before_it():
+    """They attain the same error; another state would gain nothing."""
+    one = ([[1.0, -2.0], [3.0, -4.0]], [[5.0], [7.0]], [[6.0, 8.0]])
+    sys = hsv.StateSpace(*(np.kron(np.eye(2), x) for x in one), dt=0)
+    for asked, kept, error in ((1, 0, 24.42686044), (3, 2, 0.5731395581)):
+        with pytest.warns(hsv.OrderWarning, match="splits a cluster"):
+            red = hsv.hankel_norm_approximation(sys, asked)
+        assert int(red.orders) == kept
+        assert red.select().system.n_states == max(kept, 1)
+        np.testing.assert_allclose(hsv.hankel_norm(sys - red.system), error, rtol=1e-9)
+        assert hsv.hinf_error(sys, red.system) <= red.error_bound
+
+
+@pytest.mark.parametrize("n", [10, 20])
+def test_small_errors_keep_their_digits(n):
+    """Heat equation: errors down to 1e-10 of the largest value, of which the rows divided by differences of squares would lose all."""
+    sys = reference_systems.heat_equation(n).system()
+    sigma = hsv.hankel_singular_values(sys)
+    for r in np.flatnonzero(sigma > 1e-11 * sigma[0])[1:]:
+        red = hsv.hankel_norm_approximation(sys, int(r))
+        # the state matrix has a norm of 4 n^2, and so have its rounding errors
+        excess = 1e-13 * n * sigma[0]
+        np.testing.assert_allclose(hsv.hankel_norm(sys - red.system), sigma[r], rtol=1e-6, atol=excess)
+
+
 def test_the_minimal_order_loses_nothing(rng):
     sys = random_system(rng, n=4, dt=True)
     red = hsv.hankel_norm_approximation(sys, 4)
@@ -59,7 +84,7 @@ def test_batches_of_different_orders_and_tensors(rng):
         expected = hsv.hankel_norm_approximation(alone, rule).system.frequency_response(w)
         np.testing.assert_allclose(red.select(i).system.frequency_response(w), expected, atol=1e-9)
         np.testing.assert_allclose(red.system.frequency_response(w)[i], expected, atol=1e-9)
-    single = hsv.DiagonalStateSpace(torch.tensor([0.9, 0.5, 0.1]), torch.ones(3, 1), torch.ones(1, 3), dt=True)
+    single = hsv.DiagonalStateSpace(torch.tensor([0.9, 0.5, 0.1]), torch.ones(3, 2), torch.ones(1, 3), dt=True)
     red = hsv.hankel_norm_approximation(single, 1)
     assert red.system.A.dtype == torch.float32
     assert red.orders.dtype == torch.int64
