@@ -8,7 +8,7 @@ from torch import Tensor
 from hsv import ShapeError
 from hsv_torch.scan import _chunked, _operators
 from hsv_torch.scan._linear import has_kernel
-from hsv_torch.scan._precision import precisions
+from hsv_torch.scan._precision import precisions, without_autocast
 
 
 @overload
@@ -63,8 +63,8 @@ def gated_linear_attention(
     Returns
     -------
     Tensor or tuple of two
-        ``(batch, length, heads, p)``, in the common dtype of the arguments without `initial`; and the last state ``(batch, heads, n, p)`` if asked
-        for. Half precision is computed in float32, and the state stays in float32.
+        ``(batch, length, heads, p)``, in the common dtype of ``q``, ``k``, ``v`` and `log_decay`; and the last state ``(batch, heads, n, p)`` if
+        asked for. Half precision is computed in float32, under autocast too, and a state stays in the dtype of the computation.
 
     Raises
     ------
@@ -110,16 +110,17 @@ def gated_linear_attention(
         )
     if initial is not None and tuple(initial.shape) != (batch, heads, n, p):
         raise ShapeError(f"`initial` must be {(batch, heads, n, p)} to go with `q` and `v`, got {tuple(initial.shape)}")
-    dtype, compute = precisions([q, k, v, log_decay], (torch.float32, torch.float64), "gated linear attention")
-    if initial is not None:
-        compute = precisions([q.new_empty(0, dtype=compute), initial], (torch.float32, torch.float64), "state")[1]
-    tensors = [q, k, v, log_decay] if initial is None else [q, k, v, log_decay, initial]
-    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    q, k, v, log_decay = (tensor.to(compute) for tensor in (q, k, v, log_decay))
+    signals = q, k, v, log_decay
+    dtype, compute = precisions(signals, initial, (torch.float32, torch.float64), "gated linear attention")
+    save = torch.is_grad_enabled() and any(t.requires_grad for t in (*signals, initial) if t is not None)
+    q, k, v, log_decay = (tensor.to(compute) for tensor in signals)
     initial = None if initial is None else initial.to(compute)
-    if has_kernel(q.device):
-        y, state, _ = _operators.gated_linear_attention(q, k, v, log_decay, initial, return_state, save)
-    else:
-        initial = q.new_zeros(batch, heads, n, p) if initial is None else initial
-        y, state = _chunked.gated_linear_attention(q, k, v, log_decay, initial)
+    with without_autocast(q.device):
+        if has_kernel(q.device):
+            y, state, _ = _operators.call(
+                _operators.gated_linear_attention, q, k, v, log_decay, initial, return_state, save
+            )
+        else:
+            initial = q.new_zeros(batch, heads, n, p) if initial is None else initial
+            y, state = _chunked.gated_linear_attention(q, k, v, log_decay, initial)
     return (y.to(dtype), state) if return_state else y.to(dtype)

@@ -9,6 +9,7 @@ from hsv import DtypeError, ShapeError
 from hsv_torch.scan import _operators
 from hsv_torch.scan._convolution import convolve, impulse_response
 from hsv_torch.scan._linear import has_kernel, linear_scan
+from hsv_torch.scan._precision import COMPLEX, HALF, without_autocast
 
 Mode = Literal["scan", "convolution"]
 
@@ -60,7 +61,7 @@ def diagonal_state_space(x: Tensor, log_poles: Tensor, B: Tensor, C: Tensor, *, 
     Parameters
     ----------
     x : Tensor
-        ``(batch, length, n_inputs)``, float32 or float64.
+        ``(batch, length, n_inputs)``, float32, float64 or half precision, which is computed in float32, under autocast too.
     log_poles : Tensor
         ``(n,)``, complex: :math:`\log \lambda`. The logarithm keeps what a pole near the unit circle loses to rounding.
     B, C : Tensor
@@ -109,21 +110,28 @@ def diagonal_state_space(x: Tensor, log_poles: Tensor, B: Tensor, C: Tensor, *, 
             "shapes must be x (batch, length, m), log_poles (n,), B (n, m), C (p, n), got "
             + ", ".join(str(tuple(t.shape)) for t in (x, log_poles, B, C))
         )
-    if x.dtype not in _operators._COMPLEX or any(t.dtype != _operators._COMPLEX[x.dtype] for t in (log_poles, B, C)):
+    compute = torch.float32 if x.dtype in HALF else x.dtype
+    if compute not in COMPLEX or any(t.dtype != COMPLEX[compute] for t in (log_poles, B, C)):
         raise DtypeError(
-            "dtypes must be float32 for x and complex64 for the others, or float64 and complex128, got "
+            "dtypes must be float32 or half precision for x and complex64 for the others, or float64 and complex128, got "
             + ", ".join(str(t.dtype) for t in (x, log_poles, B, C))
         )
+    with without_autocast(x.device):
+        return _outputs(x.to(compute), log_poles, B, C, mode).to(x.dtype)
+
+
+def _outputs(x: Tensor, log_poles: Tensor, B: Tensor, C: Tensor, mode: Mode) -> Tensor:
     if mode == "convolution":
         return convolve(x, impulse_response(log_poles, B, C, x.shape[1]))
     poles = log_poles.exp()
     if not has_kernel(x.device):
         return _wide(x, poles, B, C)
     batch, length, n_inputs = x.shape
-    cost = _cost(batch=batch, length=length, n_states=n, n_inputs=n_inputs, n_outputs=C.shape[0])
+    cost = _cost(batch=batch, length=length, n_states=B.shape[0], n_inputs=n_inputs, n_outputs=C.shape[0])
     if cost["fused"] <= cost["wide"]:
         save = torch.is_grad_enabled() and any(t.requires_grad for t in (x, log_poles, B, C))
-        return _operators.diagonal_scan(x, poles, B, C, save)[0]
+        y: Tensor = _operators.call(_operators.diagonal_scan, x, poles, B, C, save)[0]
+        return y
     return _wide(x, poles, B, C)
 
 

@@ -5,8 +5,9 @@ import warnings
 import torch
 from torch import Tensor
 
-from hsv import DtypeError, ShapeError
+from hsv import ShapeError
 from hsv_torch.scan import _associative, _operators
+from hsv_torch.scan._precision import precisions
 
 
 def linear_scan(a: Tensor, u: Tensor, initial: Tensor | None = None) -> Tensor:
@@ -24,13 +25,13 @@ def linear_scan(a: Tensor, u: Tensor, initial: Tensor | None = None) -> Tensor:
     Returns
     -------
     Tensor
-        ``(batch, length, n)``, in the common dtype of the arguments, which must come down to float32, float64, complex64
-        or complex128.
+        ``(batch, length, n)``, in the common dtype of ``a`` and ``u``. Half precision is computed in float32, under autocast too, and
+        rounded once.
 
     Raises
     ------
     hsv.ShapeError, hsv.DtypeError
-        Shapes or devices that do not go together; a dtype that has no kernel (half precision, integers).
+        Shapes or devices that do not go together; a dtype that has no scan (integers, complex half precision).
 
     Notes
     -----
@@ -52,23 +53,15 @@ def linear_scan(a: Tensor, u: Tensor, initial: Tensor | None = None) -> Tensor:
         raise ShapeError(f"`a` must be {(n,)} or {(batch, length, n)} to go with `u`, got {tuple(a.shape)}")
     if initial is not None and tuple(initial.shape) != (batch, n):
         raise ShapeError(f"`initial` must be {(batch, n)} to go with `u`, got {tuple(initial.shape)}")
-    tensors = [a, u] if initial is None else [a, u, initial]
-    dtype = a.dtype
-    for tensor in tensors:
-        if tensor.device != u.device:
-            raise ShapeError(f"all arguments must be on one device, got {tensor.device} and {u.device}")
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    if dtype not in (torch.float32, torch.float64, torch.complex64, torch.complex128):
-        raise DtypeError(
-            f"there is no scan in {dtype}; convert the arguments to float32, float64, complex64 or complex128"
-        )
-    if initial is None:
-        initial = u.new_zeros(batch, n)
-    a, u, initial = a.to(dtype), u.to(dtype), initial.to(dtype)
-    a = a if a.ndim == 3 else a[None, None]
-    if not has_kernel(u.device):
-        return _associative.linear_scan(a, u, initial)
-    return _operators.linear_scan(a, u, initial)
+    allowed = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+    dtype, compute = precisions((a, u), initial, allowed, "linear scan")
+    initial = u.new_zeros(batch, n, dtype=compute) if initial is None else initial.to(compute)
+    a, u = (a if a.ndim == 3 else a[None, None]).to(compute), u.to(compute)
+    if has_kernel(u.device):
+        h: Tensor = _operators.call(_operators.linear_scan, a, u, initial)
+    else:
+        h = _associative.linear_scan(a, u, initial)
+    return h.to(dtype)
 
 
 def has_kernel(device: torch.device) -> bool:

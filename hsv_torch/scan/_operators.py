@@ -1,10 +1,12 @@
 """The CPU kernels as PyTorch operators, each with its shapes for tracing and its own backward pass."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from hsv_torch.scan import _threads
 
@@ -15,16 +17,33 @@ GROUP = 8
 SELECTIVE_CHUNK = 32
 ATTENTION_CHUNK = 64
 
-_REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
-_COMPLEX = {real: cplx for cplx, real in _REAL.items()}
+_USE_REFERENCE = "compute them in plain PyTorch (`hsv_torch.scan.reference`)"
 
 
 def refuse_second_derivative(ctx: Any, *_: Tensor) -> None:
     """The backward pass of every backward operator."""
-    raise NotImplementedError(
-        "the scans have no second derivative; drop `create_graph=True`, or compute them in plain PyTorch "
-        "(`hsv_torch.scan.reference`)"
-    )
+    raise NotImplementedError(f"the scans have no second derivative; drop `create_graph=True`, or {_USE_REFERENCE}")
+
+
+def call(operator: Callable[..., Any], *arguments: Any) -> Any:
+    """``operator(*arguments)``, where PyTorch can differentiate it.
+
+    Forward mode would silently leave out tangents, for an operator has a backward pass only; the reverse mode of ``torch.func`` refuses operators
+    with a message that names none.
+    """
+    if torch.compiler.is_compiling():
+        return operator(*arguments)
+    tensors = [t for t in arguments if isinstance(t, Tensor)]
+    if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors if t.is_floating_point() or t.is_complex()):
+        raise NotImplementedError(f"the scans have no forward-mode derivative; {_USE_REFERENCE}")
+    try:
+        return operator(*arguments)
+    except RuntimeError as error:
+        if "setup_context" in str(error):
+            raise NotImplementedError(
+                f"the scans have no gradient inside `torch.func.grad` and its kin; use `torch.autograd.grad`, or {_USE_REFERENCE}"
+            ) from error
+        raise
 
 
 def _kernels() -> Any:

@@ -1,30 +1,44 @@
 """In which precision a scan computes, and in which it answers."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 from hsv import DtypeError, ShapeError
 
-_HALF = (torch.float16, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)
+COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
 
-def precisions(tensors: Sequence[Tensor], allowed: Sequence[torch.dtype], what: str) -> tuple[torch.dtype, torch.dtype]:
-    """The dtype of the result, which is the common one of all tensors, and the dtype to compute in: float32 for half precision.
+def precisions(
+    signals: Sequence[Tensor], initial: Tensor | None, allowed: Sequence[torch.dtype], what: str
+) -> tuple[torch.dtype, torch.dtype]:
+    """The dtype of the outputs, the common one of ``signals``, and the one to compute in: ``initial`` counts, and half precision is computed in float32.
 
     Raises
     ------
     hsv.ShapeError, hsv.DtypeError
         Tensors on two devices; a common dtype that is neither half precision nor one of those allowed.
     """
-    result = tensors[0].dtype
-    for tensor in tensors:
-        if tensor.device != tensors[0].device:
-            raise ShapeError(f"all arguments must be on one device, got {tensor.device} and {tensors[0].device}")
-        result = torch.promote_types(result, tensor.dtype)
-    compute = torch.float32 if result in _HALF else result
-    if compute not in allowed:
-        *others, last = (str(dtype).removeprefix("torch.") for dtype in (*_HALF, *allowed))
-        raise DtypeError(f"there is no {what} in {result}; convert the arguments to {', '.join(others)} or {last}")
-    return result, compute
+    device, answer = signals[0].device, signals[0].dtype
+    for tensor in signals[1:]:
+        answer = torch.promote_types(answer, tensor.dtype)
+    compute = answer if initial is None else torch.promote_types(answer, initial.dtype)
+    compute = torch.float32 if compute in HALF else compute
+    for tensor in signals if initial is None else (*signals, initial):
+        if tensor.device != device:
+            raise ShapeError(f"all arguments must be on one device, got {tensor.device} and {device}")
+    for dtype in (answer, compute):
+        if dtype not in (*HALF, *allowed):
+            *others, last = (str(dtype).removeprefix("torch.") for dtype in (*HALF, *allowed))
+            raise DtypeError(f"there is no {what} in {dtype}; convert the arguments to {', '.join(others)} or {last}")
+    return answer, compute
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which matrix products keep their precision."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

@@ -5,9 +5,10 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from hsv import DtypeError, ShapeError
+from hsv import ShapeError
 from hsv_torch.scan import _associative, _operators
 from hsv_torch.scan._linear import has_kernel
+from hsv_torch.scan._precision import precisions, without_autocast
 
 
 @overload
@@ -69,13 +70,13 @@ def selective_scan(
     Returns
     -------
     Tensor or tuple of two
-        ``(batch, length, d)``, and the last state ``(batch, d, n)`` if asked for, in the common dtype of the arguments, which must come
-        down to float32 or float64.
+        ``(batch, length, d)``, in the common dtype of ``x``, ``delta``, ``A``, ``B`` and ``C``; and the last state ``(batch, d, n)`` if asked for.
+        Half precision is computed in float32, under autocast too, and a state stays in the dtype of the computation.
 
     Raises
     ------
     hsv.ShapeError, hsv.DtypeError
-        Shapes or devices that do not go together; a dtype that has no scan (half precision, integers, complex numbers).
+        Shapes or devices that do not go together; a dtype that has no scan (integers, complex numbers).
 
     Notes
     -----
@@ -114,20 +115,15 @@ def selective_scan(
             raise ShapeError(f"`{name}` must be {(batch, length, n)} to go with `x` and `A`, got {tuple(tensor.shape)}")
     if initial is not None and tuple(initial.shape) != (batch, d, n):
         raise ShapeError(f"`initial` must be {(batch, d, n)} to go with `x` and `A`, got {tuple(initial.shape)}")
-    tensors = [x, delta, A, B, C] if initial is None else [x, delta, A, B, C, initial]
-    dtype = x.dtype
-    for tensor in tensors:
-        if tensor.device != x.device:
-            raise ShapeError(f"all arguments must be on one device, got {tensor.device} and {x.device}")
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    if dtype not in (torch.float32, torch.float64):
-        raise DtypeError(f"there is no selective scan in {dtype}; convert the arguments to float32 or float64")
-    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    x, delta, A, B, C = (tensor.to(dtype) for tensor in (x, delta, A, B, C))
-    initial = None if initial is None else initial.to(dtype)
-    if has_kernel(x.device):
-        y, state, _ = _operators.selective_scan(x, delta, A, B, C, initial, return_state, save)
-    else:
-        initial = x.new_zeros(batch, d, n) if initial is None else initial
-        y, state = _associative.selective_scan(x, delta, A, B, C, initial)
-    return (y, state) if return_state else y
+    signals = x, delta, A, B, C
+    dtype, compute = precisions(signals, initial, (torch.float32, torch.float64), "selective scan")
+    save = torch.is_grad_enabled() and any(t.requires_grad for t in (*signals, initial) if t is not None)
+    x, delta, A, B, C = (tensor.to(compute) for tensor in signals)
+    initial = None if initial is None else initial.to(compute)
+    with without_autocast(x.device):
+        if has_kernel(x.device):
+            y, state, _ = _operators.call(_operators.selective_scan, x, delta, A, B, C, initial, return_state, save)
+        else:
+            initial = x.new_zeros(batch, d, n) if initial is None else initial
+            y, state = _associative.selective_scan(x, delta, A, B, C, initial)
+    return (y.to(dtype), state) if return_state else y.to(dtype)

@@ -218,7 +218,7 @@ def test_wrong_arguments():
     x, log_poles, B, C = problem(2, 5, 3, 2, 2)
     with pytest.raises(hsv.ShapeError, match="shapes must be x"):
         diagonal_state_space(x, log_poles, B.mT, C, mode="scan")
-    with pytest.raises(hsv.DtypeError, match="dtypes must be float32 for x"):
+    with pytest.raises(hsv.DtypeError, match="dtypes must be float32 or half precision for x"):
         diagonal_state_space(x.float(), log_poles, B, C, mode="scan")
     with pytest.raises(hsv.ShapeError, match="`mode` must be one of 'scan', 'convolution', got 'auto'"):
         diagonal_state_space(x, log_poles, B, C, mode="auto")

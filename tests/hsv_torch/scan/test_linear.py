@@ -117,10 +117,9 @@ def test_wrong_shapes(shapes, match):
         linear_scan(*(torch.ones(shape) for shape in shapes))
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.bfloat16, torch.float16])
-def test_wrong_dtypes(dtype):
-    with pytest.raises(hsv.DtypeError, match="there is no scan in torch"):
-        linear_scan(torch.ones(2, dtype=dtype), torch.ones(1, 3, 2, dtype=dtype))
+def test_wrong_dtypes():
+    with pytest.raises(hsv.DtypeError, match="there is no linear scan in torch"):
+        linear_scan(torch.ones(2, dtype=torch.int64), torch.ones(1, 3, 2, dtype=torch.int64))
 
 
 def test_a_device_without_a_kernel_is_said_once(monkeypatch):
