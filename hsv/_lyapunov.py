@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
@@ -205,8 +206,8 @@ def solve_lyapunov_factored(a: Array, b: Array, *, discrete: bool) -> Array:
 
     Notes
     -----
-    Hammarling's method on the complex Schur form of ``a`` [1]_, which yields the triangular factor column by column: ``O(n^3)``, in
-    double precision on the host, after ``a`` is balanced by powers of two, so that the units of the states cost no digits, and ``b`` is compressed to at most ``n`` columns. Arrays on another device stay there: for them this
+    Hammarling's method on the Schur form of ``a`` [1]_, the real one where everything is real, which yields the triangular factor one block of columns after the
+    other: ``O(n^3)``, in double precision on the host, after ``a`` is balanced by powers of two, so that the units of the states cost no digits, and ``b`` is compressed to at most ``n`` columns. Arrays on another device stay there: for them this
     is `solve_lyapunov_factored_by_doubling`, whose limits then hold. Since ``P`` is never formed, ``L`` has a relative
     error where ``P`` would have the square root of it: directions that hold less than ``1e-8`` of the largest one survive. How well
     the smallest ones do depends on the Schur form, whose error is ``eps |a|`` of the balanced ``a``; for a diagonal ``a`` the closed form behind
@@ -347,35 +348,59 @@ def solve_lyapunov_factored_by_doubling(a: Array, b: Array, *, discrete: bool) -
     return round_to(_doubling.factor(a_wide, b_wide, discrete=discrete), b)
 
 
-def solve_lyapunov_factored_pair(a: Array, b: Array, c: Array, *, discrete: bool) -> tuple[Array, Array]:
-    """Return the factors of both Gramians of ``(a, b, c)`` from one Schur form, or from the same powers where the arrays are not on the host.
+class FactoredPair(NamedTuple):
+    """Square roots of both Gramians: ``P = (right Lc)(right Lc)^H`` and ``Q = (left Lo)(left Lo)^H``, with ``left^H right = I``.
 
-    The first is ``solve_lyapunov_factored(a, b)``, the second ``solve_lyapunov_factored(a^H, c^H)``.
-    Arrays of one library in double precision, already checked.
+    ``right`` and ``left`` are ``None`` where they are identities.
+    """
+
+    controllability: Array
+    observability: Array
+    right: Array | None
+    left: Array | None
+
+
+def solve_lyapunov_factored_pair(a: Array, b: Array, c: Array, *, discrete: bool) -> FactoredPair:
+    """Solve for the factors of both Gramians of ``(a, b, c)`` with one Schur form, or with the same powers where the arrays are not on the host.
+
+    On the host they stay in the coordinates of the Schur form, where both are triangular up to the order of their columns: no digits are spent on coming
+    back before they are multiplied. Arrays of one library in double precision, already checked.
     """
     if _off_the_host(a):
-        return _doubling.factor_pair(a, b, c, discrete=discrete)
-    result: tuple[Array, Array] = on_host(
-        lambda a, b, c: _factored_pair(a, b, c, discrete=discrete), a, b, c, reason="the Schur form"
+        return FactoredPair(*_doubling.factor_pair(a, b, c, discrete=discrete), None, None)
+    return FactoredPair(
+        *on_host(lambda a, b, c: _factored_pair(a, b, c, discrete=discrete), a, b, c, reason="the Schur form")
     )
-    return result
 
 
 def schur_form(a: Matrix) -> tuple[Matrix, Matrix]:
     """Return complex ``(s, z)`` with ``a = z s z^H``, ``s`` upper triangular, for every matrix of a batch on the host."""
+    s, z = _real_schur_form(_real_where_possible(a))
+    if not np.iscomplexobj(s):
+        n = s.shape[-1]
+        flat = _kernels.complex_schur_form(s.reshape(-1, n, n), z.reshape(-1, n, n))
+        s, z = (x.reshape(a.shape) for x in flat)
+    return s, z
+
+
+def _real_schur_form(a: Matrix) -> tuple[Matrix, Matrix]:
+    """Return ``(s, z)`` with ``a = z s z^H``: for a real batch the real form, with standardized blocks of two on the diagonal of ``s``."""
     n = a.shape[-1]
-    flat = _real_where_possible(a).reshape(-1, n, n)
-    is_real = not np.iscomplexobj(flat)
+    flat = a.reshape(-1, n, n)
     s, z = np.empty_like(flat), np.empty_like(flat)
+    # Columns a multiple of 1 KiB apart share few lines of the cache: LAPACK takes twice as long for 512 states as for 513. One more state, which
+    # nothing enters or leaves and which LAPACK's balancing sets aside, keeps them apart.
+    padded = n + (n % 128 == 0)
+    room = np.zeros((padded, padded), a.dtype, order="F")
     # LAPACK directly: scipy.linalg.schur asks for the workspace again for each matrix, half of the time at n = 16.
-    gees = scipy.linalg.lapack.dgees if is_real else scipy.linalg.lapack.zgees
-    workspace = int(gees(_no_selection, np.eye(n), lwork=-1)[-2][0].real)
+    gees = scipy.linalg.lapack.zgees if np.iscomplexobj(a) else scipy.linalg.lapack.dgees
+    workspace = int(gees(_no_selection, np.eye(padded), lwork=-1)[-2][0].real)
     for k, matrix in enumerate(flat):
-        s[k], *_, z[k], _, info = gees(_no_selection, matrix, lwork=workspace)
+        room[:n, :n] = matrix
+        form, *_, vectors, _, info = gees(_no_selection, room, lwork=workspace)
         if info:
             raise IllConditionedError(f"the QR algorithm did not converge on matrix {k} of the batch; scale its states")
-    if is_real:
-        s, z = _kernels.complex_schur_form(s, z)
+        s[k], z[k] = form[:n, :n], vectors[:n, :n]
     return s.reshape(a.shape), z.reshape(a.shape)
 
 
@@ -449,21 +474,42 @@ def _balanced_discrete_lyapunov(a: Matrix, q: Matrix) -> Matrix:
 
 def _factored(a: Matrix, b: Matrix, *, discrete: bool) -> Matrix:
     a, scale = _balanced(a)
-    s, z = schur_form(a)
-    check_stable(_diagonal(s), discrete=discrete)
-    return scale * _factor_from_schur_form(s, z, a, b / scale, discrete=discrete)
+    kind, (s, z) = np.result_type(a, b), _stable_form(a, b, discrete=discrete)
+    return (scale * (z @ _factor_in_schur_form(s, z, b / scale, discrete=discrete))).astype(kind, copy=False)
 
 
-def _factored_pair(a: Matrix, b: Matrix, c: Matrix, *, discrete: bool) -> tuple[Matrix, Matrix]:
+def _factored_pair(a: Matrix, b: Matrix, c: Matrix, *, discrete: bool) -> tuple[Matrix, Matrix, Matrix, Matrix]:
     a, scale = _balanced(a)
-    s, z = schur_form(a)
-    check_stable(_diagonal(s), discrete=discrete)
+    kind, (s, z) = np.result_type(a, b, c), _stable_form(a, b, c, discrete=discrete)
     # a^H = z s^H z^H, and s^H is upper triangular once the order of its rows and columns is turned round.
     reverse_s, reverse_z = adjoint(s)[..., ::-1, ::-1], z[..., ::-1]
-    return (
-        scale * _graded(_factor_from_schur_form(s, z, a, b / scale, discrete=discrete)),
-        _graded(_factor_from_schur_form(reverse_s, reverse_z, a, scale * adjoint(c), discrete=discrete)) / scale,
-    )
+    controllability = _factor_in_schur_form(s, z, b / scale, discrete=discrete)
+    observability = _factor_in_schur_form(reverse_s, reverse_z, scale * adjoint(c), discrete=discrete)[..., ::-1, :]
+    pair = _graded(controllability), _graded(observability), scale * z, z / scale
+    return pair if kind == z.dtype else tuple(x.astype(kind) for x in pair)  # type: ignore[return-value]
+
+
+def _stable_form(a: Matrix, *others: Matrix, discrete: bool) -> tuple[Matrix, Matrix]:
+    """Return the real Schur form of a stable `a` if the other matrices are real as well, otherwise the complex one."""
+    is_real = not any(np.iscomplexobj(x) and np.any(x.imag) for x in (a, *others))
+    s, z = _real_schur_form(_real_where_possible(a)) if is_real else schur_form(a)
+    check_stable(_poles_of_form(s), discrete=discrete)
+    return s, z
+
+
+def _poles_of_form(s: Matrix) -> Matrix:
+    """Return the eigenvalues of a complex Schur form, or of a real one with standardized blocks ``[[a, b], [c, a]]``."""
+    poles = _diagonal(s)
+    if np.iscomplexobj(s):
+        return poles
+    lower, upper = (np.diagonal(s, offset, -2, -1) for offset in (-1, 1))
+    if not np.any(lower):
+        return poles
+    frequency = np.where(lower != 0, np.sqrt(np.abs(lower)) * np.sqrt(np.abs(upper)), 0.0)
+    conjugates = np.zeros(poles.shape)
+    conjugates[..., :-1] += frequency
+    conjugates[..., 1:] -= frequency
+    return poles + 1j * conjugates
 
 
 def _graded(factor: Matrix) -> Matrix:
@@ -471,8 +517,10 @@ def _graded(factor: Matrix) -> Matrix:
 
     Heat equation with 200 states: the first Hankel value that is wrong by 1 % becomes the 23rd instead of the 21st.
     """
-    order = np.argsort(-np.linalg.norm(factor, axis=-2), axis=-1)
-    return np.take_along_axis(factor, order[..., None, :], axis=-1)
+    rows = np.swapaxes(factor, -1, -2)  # contiguous, as the kernels make it
+    order = np.argsort(-np.linalg.norm(rows, axis=-1), axis=-1)
+    place = np.indices(order.shape, sparse=True)[:-1]
+    return np.swapaxes(rows[(*place, order)], -1, -2)
 
 
 def _balanced(a: Matrix) -> tuple[Matrix, Matrix]:
@@ -490,34 +538,28 @@ def _balanced(a: Matrix) -> tuple[Matrix, Matrix]:
     return balanced.reshape(a.shape), scale.reshape(*a.shape[:-1], 1)
 
 
-def _factor_from_schur_form(s: Matrix, z: Matrix, a: Matrix, b: Matrix, *, discrete: bool) -> Matrix:
+def _factor_in_schur_form(s: Matrix, z: Matrix, b: Matrix, *, discrete: bool) -> Matrix:
+    """Return upper triangular ``u`` such that ``z u`` is a factor of the Gramian."""
     n = s.shape[-1]
+    if not np.iscomplexobj(s):
+        b = b.real
     if b.shape[-1] > n:  # b b^H = r^H r
         b = adjoint(np.asarray(np.linalg.qr(adjoint(b), mode="r")))
     # A power of two changes no digit, and keeps the squares inside from overflow and underflow.
     exponent = np.clip(np.frexp(np.max(np.abs(b), axis=(-1, -2), keepdims=True, initial=0.0))[1], -1000, 1000)
-    kernel = _kernels.discrete_lyapunov_factor if discrete else _kernels.continuous_lyapunov_factor
-    u = call_on_batch(kernel, s, adjoint(z) @ (b * np.ldexp(1.0, -exponent)))
-    factor: Matrix = z @ u
-    if not (np.iscomplexobj(a) and np.any(a.imag)) and not (np.iscomplexobj(b) and np.any(b.imag)):
-        factor = _real_factor(factor)
-    factor = factor * np.ldexp(1.0, exponent)
-    return factor.astype(np.result_type(a, b), copy=False)
-
-
-def _real_factor(factor: Matrix) -> Matrix:
-    """Return a real factor of a real ``P = L L^H = Re(L) Re(L)^T + Im(L) Im(L)^T``, its 2n columns brought back to n."""
-    if not np.any(factor.imag):
-        return np.ascontiguousarray(factor.real)
-    both = np.concatenate([factor.real, factor.imag], axis=-1)
-    return np.swapaxes(np.asarray(np.linalg.qr(np.swapaxes(both, -1, -2), mode="r")), -1, -2)
+    if np.iscomplexobj(s):
+        kernel = _kernels.discrete_lyapunov_factor if discrete else _kernels.continuous_lyapunov_factor
+    else:
+        kernel = _kernels.real_discrete_lyapunov_factor if discrete else _kernels.real_continuous_lyapunov_factor
+    return call_on_batch(kernel, s, adjoint(z) @ (b * np.ldexp(1.0, -exponent))) * np.ldexp(1.0, exponent)
 
 
 def call_on_batch(kernel: Callable[..., Matrix], *matrices: Matrix) -> Matrix:
-    """Broadcast the batch axes, hand them to the kernel as one, and give the result its axes back."""
+    """Broadcast the batch axes, hand them to the kernel as one, real only if all are, and give the result its axes back."""
+    kind = np.result_type(*matrices)
     batch = np.broadcast_shapes(*(m.shape[:-2] for m in matrices))
     flat = (np.broadcast_to(m, (*batch, *m.shape[-2:])).reshape(math.prod(batch), *m.shape[-2:]) for m in matrices)
-    x = kernel(*(np.ascontiguousarray(m, dtype=np.complex128) for m in flat))
+    x = kernel(*(np.ascontiguousarray(m, dtype=kind) for m in flat))
     return x.reshape(*batch, *x.shape[1:])
 
 

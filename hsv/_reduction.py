@@ -218,12 +218,11 @@ def _truncate(sys: LinearSystem, rule: Rule, bases: _Bases) -> Reduction:
     keep = xp.astype(
         xp.arange(r, device=device(sigma)) < orders_device[..., None], sigma.dtype
     )  # (..., r): 0 for padding
-    left, right = bases(
-        factors.observability @ U[..., :, :r],
-        factors.controllability @ conjugate_transpose(Vh[..., :r, :]),
-        sigma[..., :r],
-        keep,
-    )
+    observe = factors.observability @ U[..., :, :r]
+    control = factors.controllability @ conjugate_transpose(Vh[..., :r, :])
+    if factors.left is not None:
+        observe, control = factors.left @ observe, factors.right @ control
+    left, right = bases(observe, control, sigma[..., :r], keep)
     left = make_biorthogonal(left, right, keep)
 
     reduced = _project(sys, left, right, keep)
