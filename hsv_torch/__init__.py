@@ -26,7 +26,7 @@ from hsv_torch.layers.s5 import S5
 from hsv_torch.mode_choice import BalancedChoice, ModeChoice
 from hsv_torch.models import SequenceModel, SequenceModelConfig
 from hsv_torch.optimizer import UnknownOptimizerError, parameter_groups
-from hsv_torch.schedule import LossFalls, Schedule
+from hsv_torch.schedule import LossFalls, RankingSettles, Schedule
 from hsv_torch.selective import (
     Auto,
     ChannelBasis,
@@ -65,6 +65,7 @@ __all__ = [
     "Mamba",
     "ModeChoice",
     "Observation",
+    "RankingSettles",
     "RealHankel",
     "RealPoles",
     "Rollback",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,7 +19,10 @@ class Rollback:
     What is put back, bit for bit: parameters (the same objects in the same places), buffers such as batch-norm
     statistics, gradients, training modes, the optimizer, the objects in the compressor's `state`, and the global random
     generators of Python, NumPy and torch. The metric is compared with that of the moment before the cut; a metric that is
-    NaN on either side counts as a fall. Later attempts are made all the same.
+    NaN on either side counts as a fall.
+
+    The pragmatic variant of the CompreSSM paper, which takes a tenth of the states at a time and stops when that no longer pays, is ``Rollback(evaluate,
+    max_drop=0.0, after_steps=..., then="stop")`` with a rule such as ``lambda attempt, attempts: hsv_torch.Budget(keep=0.9**attempt, gradual=False)``.
 
     Parameters
     ----------
@@ -35,12 +38,18 @@ class Rollback:
         the small model first. If the cut is undone then, the steps are undone with it: the compressor's `state` must have
         the data loader as ``"loader"`` so that it is rewound, and the training loop must ask it for a new iterator when
         the event says ``undone``.
+    gentler
+        How many times a cut that was undone is tried again, with half the reduction each time; at the next optimizer step.
+    then
+        What follows a cut that was undone for good: ``"go on"`` with the later attempts, or ``"stop"``: no more attempts.
     """
 
     evaluate: Callable[[], Any]
     max_drop: float
     higher_is_better: bool = True
     after_steps: int = 0
+    gentler: int = 0
+    then: Literal["go on", "stop"] = "go on"
 
     def __post_init__(self) -> None:
         if not callable(self.evaluate):
@@ -49,10 +58,19 @@ class Rollback:
             raise DtypeError(f"`max_drop` must be a number, got {self.max_drop!r}")
         if not self.max_drop >= 0 or math.isinf(self.max_drop):
             raise HsvError(f"`max_drop` must be a finite number not below 0, got {self.max_drop!r}")
-        if isinstance(self.after_steps, bool) or not isinstance(self.after_steps, int):
-            raise DtypeError(f"`after_steps` must be an int (optimizer steps), got {self.after_steps!r}")
-        if self.after_steps < 0:
-            raise HsvError(f"`after_steps` must be at least 0, got {self.after_steps}")
+        for name, unit in (("after_steps", "optimizer steps"), ("gentler", "further tries")):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise DtypeError(f"`{name}` must be an int ({unit}), got {value!r}")
+            if value < 0:
+                raise HsvError(f"`{name}` must be at least 0, got {value}")
+        if self.then not in ("go on", "stop"):
+            raise HsvError(f"`then` must be 'go on' or 'stop', got {self.then!r}")
+
+    @property
+    def span(self) -> int:
+        """Optimizer steps after an attempt until the last decision on it."""
+        return self.after_steps + self.gentler * (self.after_steps + 1)
 
     def objection(self, before: float, after: float) -> str | None:
         """Why a cut with these metrics is to be undone, or None if it may stay."""

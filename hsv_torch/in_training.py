@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,25 +14,41 @@ from torch import Tensor, nn
 
 import hsv
 from hsv import HsvError
-from hsv_torch.adapters import adapter_of
+from hsv_torch.adapters import Cut, adapter_of, compressible_layers
+from hsv_torch.allocation import Budget, Sizes
 from hsv_torch.calibration import Forward, check_calibration, observe
 from hsv_torch.checkpoint import layer_sizes, resize_layers
 from hsv_torch.compress import (
     PlannedCut,
+    Planner,
     apply_cuts,
     check_unshared,
+    checked_rule,
+    checked_sizes,
     chosen_criteria,
     chosen_layers,
     cut_record,
-    plan_cut,
     recurrent_parameters,
 )
 from hsv_torch.criteria import Criterion
 from hsv_torch.guard import Rollback
 from hsv_torch.history import Drift, Event, History, LayerRecord
-from hsv_torch.optimizer import Moments, check_optimizer
-from hsv_torch.schedule import LossFalls, LossMeter, Schedule
-from hsv_torch.snapshot import Placement, RandomState, Snapshot, keepable, without_trace
+from hsv_torch.optimizer import Moments, check_optimizer, replace_parameters
+from hsv_torch.rewarm import Rewarm
+from hsv_torch.schedule import LossFalls, LossMeter, RankingMeter, RankingSettles, Schedule
+from hsv_torch.snapshot import (
+    Placement,
+    RandomState,
+    Snapshot,
+    keepable,
+    pack_systems,
+    unpack_systems,
+    without_trace,
+)
+
+AnyRule: TypeAlias = hsv.Rule | int | Budget
+RuleOfAttempt: TypeAlias = Callable[[int, int], AnyRule]
+"""``rule(attempt, attempts)``, the first from 1."""
 
 
 @dataclass
@@ -43,6 +59,7 @@ class _Pending:
     snapshot: Snapshot
     sizes: dict[str, dict[str, int]]  # before the cut
     systems: dict[str, tuple[int, hsv.DiagonalStateSpace]]  # before the cut
+    rewarmed: int  # steps of the warm-up that was on before the cut
 
 
 class InTrainingCompressor:
@@ -62,7 +79,8 @@ class InTrainingCompressor:
     optimizer
         The optimizer that trains them.
     rule
-        See :func:`hsv_torch.compress_`; it is applied again at every attempt, so that losses compound.
+        See :func:`hsv_torch.compress_`; it is applied again at every attempt, so that losses compound. A list has a rule for each attempt, and a function
+        ``rule(attempt, attempts)`` returns it, the first attempt being 1. A :class:`Budget` is approached in equal ratios and met at the last attempt.
     schedule
         When attempts are made.
     criterion, layers, calibration, forward
@@ -70,15 +88,22 @@ class InTrainingCompressor:
     guard
         A :class:`Rollback`, or None.
     ready
-        A :class:`LossFalls`: an attempt that is due is put off until the loss has begun to fall, and the later ones by as many
-        steps. The history says so. :meth:`step` must be given the loss then.
+        A :class:`LossFalls` or a :class:`RankingSettles`: an attempt that is due is put off until the loss has begun to fall, or until
+        the ranking of the states has settled, and the later ones by as many steps. The history says so. For a :class:`LossFalls` :meth:`step` must be
+        given the loss.
     state
         What the guard rewinds beside model and optimizer: anything with ``state_dict`` and ``load_state_dict`` (scheduler,
-        gradient scaler, moving average, stateful loader) or a ``torch.Generator``.
+        gradient scaler, moving average, stateful loader) or a ``torch.Generator``. A module with the layers of `model`, such as a
+        ``torch.optim.swa_utils.AveragedModel`` of it or a plain copy, is cut along: its cut layers take the values that the model's have after the cut, and
+        their average begins anew there.
     min_reduction
         A layer is cut only if it loses more than this fraction of its states.
     moments
         ``"reset"`` forgets the optimizer's state of the parameters that are replaced instead of carrying it.
+    sizes
+        What sizes are allowed: floors, ceilings, multiples, one size for all; see :class:`Sizes`.
+    rewarm_steps
+        After each cut that many optimizer steps are made with learning rates that rise from near 0 to what they would be; schedulers do not notice.
 
     Raises
     ------
@@ -118,17 +143,19 @@ class InTrainingCompressor:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
-        rule: hsv.Rule | int = hsv.HankelSum(discard=0.1),  # noqa: B008  (frozen)
+        rule: AnyRule | Sequence[AnyRule] | RuleOfAttempt = hsv.HankelSum(discard=0.1),  # noqa: B008  (frozen)
         schedule: Schedule,
         criterion: Criterion | Mapping[str, Criterion] | None = None,
         layers: Iterable[str] | None = None,
         forward: Forward | None = None,
         calibration: Any = None,
         guard: Rollback | None = None,
-        ready: LossFalls | None = None,
+        ready: LossFalls | RankingSettles | None = None,
         state: Mapping[str, Any] | None = None,
         min_reduction: float = 0.05,
         moments: Moments = "carry",
+        sizes: Sizes | None = None,
+        rewarm_steps: int = 0,
     ) -> None:
         chosen = chosen_layers(model, layers)
         criteria = chosen_criteria(chosen, criterion)
@@ -139,16 +166,17 @@ class InTrainingCompressor:
             )
         if not isinstance(schedule, Schedule):
             raise TypeError(f"`schedule` must be a hsv_torch.Schedule, got {schedule!r}")
-        if not isinstance(ready, LossFalls | None):
-            raise TypeError(f"`ready` must be a hsv_torch.LossFalls or None, got {ready!r}")
+        if not isinstance(ready, LossFalls | RankingSettles | None):
+            raise TypeError(f"`ready` must be a hsv_torch.LossFalls, a hsv_torch.RankingSettles or None, got {ready!r}")
         if not 0 <= min_reduction < 1:
             raise HsvError(f"`min_reduction` is a fraction of the states and must be in [0, 1), got {min_reduction!r}")
         check_unshared(model, chosen)
         check_optimizer(optimizer, recurrent_parameters(chosen), moments)
         self.model = model
         self.optimizer = optimizer
-        self.rule = hsv.as_rule(rule)
+        self.rules = _checked_rules(rule, schedule)
         self.schedule = schedule
+        self.sizes = checked_sizes(sizes, chosen)
         self.criteria = criteria
         self.calibration = calibration
         self.forward = forward
@@ -158,16 +186,20 @@ class InTrainingCompressor:
         self._objects = _checked_objects(state)
         _check_guard(guard, schedule, self._objects)
         self._layers = tuple(chosen)
+        self._copies = _copies_of(self._layers, self._objects)
+        self._rewarm = Rewarm(optimizer, rewarm_steps)
         self._initial_sizes = {name: adapter_of(layer).n_states(layer) for name, layer in chosen.items()}
         self._events: list[Event] = []
         self._attempts_made = 0
         self._pending: _Pending | None = None
         self._systems: dict[str, tuple[int, hsv.DiagonalStateSpace]] = {}  # as the last attempt left them, and its step
         self._steps = 0
-        self._meter = None if ready is None else LossMeter(ready)
+        self._meter: LossMeter | RankingMeter | None = None if ready is None else ready.meter(self._present_systems)
         self._waiting = False  # an attempt is due and put off
         self._delay = 0  # steps by which attempts that were put off have moved the schedule
-        self._abandoned = False  # the rest of the attempts would come after the end of the training
+        self._abandoned = False  # the rest of the attempts is not made
+        self._halvings = 0  # of what the present attempt takes away, after cuts that were undone
+        self._retry = False  # the attempt is made again at the next step
         self._due = schedule.steps[0]  # the next step at which something happens; 0: never
         self._clock = _StepClock()
 
@@ -189,12 +221,12 @@ class InTrainingCompressor:
         self._steps += 1
         self._clock.tick()
         if self._meter is not None:
-            if loss is None:
+            if loss is None and self._meter.needs_loss:
                 self._steps -= 1
                 raise TypeError(
                     "`loss` is missing: this compressor was made with `ready`, which waits for the loss to fall"
                 )
-            self._meter.see(loss)
+            self._meter.see(loss)  # type: ignore[arg-type]
         if self._steps != self._due:
             return None
         return self._act()
@@ -230,6 +262,9 @@ class InTrainingCompressor:
         pending = self._pending
         if pending is not None and pending.decision_step == self._steps:
             return self._decide(pending)
+        if self._retry:
+            self._retry = False
+            return self._attempt()
         objection = None if self._meter is None else self._meter.objection()
         planned = self.schedule.steps[self._attempts_made] + self._delay
         if self._steps >= self._last_attempt_step and (objection is not None or planned > self._steps):
@@ -258,6 +293,8 @@ class InTrainingCompressor:
     def _next_due(self) -> int:
         if self._pending is not None:
             return self._pending.decision_step
+        if self._retry:
+            return self._steps + 1
         steps = self.schedule.steps
         if self._attempts_made >= len(steps) or self._abandoned:
             return 0
@@ -273,14 +310,16 @@ class InTrainingCompressor:
         started = time.perf_counter()
         timed = self._clock.read()
         random_state = RandomState.take()
-        self._attempts_made += 1
+        if not self._halvings:
+            self._attempts_made += 1
         records, plans = self._measure()
         event = Event(
             self._attempts_made, self._steps, tuple(records.values()), 0.0, steps_timed=timed[0], step_seconds=timed[1]
         )
         if plans:
-            event = self._cut(event, records, plans, random_state)
+            event = self._cut(event, plans, random_state)
         else:
+            self._halvings = 0
             random_state.restore()
         seconds = time.perf_counter() - started - event.evaluation_seconds
         return dataclasses.replace(event, seconds=seconds)
@@ -291,24 +330,38 @@ class InTrainingCompressor:
         plans: dict[str, PlannedCut] = {}
         layers = dict(self._named_layers())
         observations = observe(self.model, layers, self.criteria, self.calibration, self.forward)
-        for name, layer in layers.items():
-            adapter = adapter_of(layer)
-            n = adapter.n_states(layer)
-            try:
-                cut = plan_cut(adapter, layer, self.rule, self.criteria[name], observations.get(name))
-            except HsvError as error:
-                spectrum = getattr(error, "hankel_singular_values", None)
-                records[name] = LayerRecord(name, "refused", n, n, None, spectrum, reason=str(error))
+        planner = Planner(self.model, layers, self.criteria, observations, self.sizes)
+        rule, remaining = self.rules(self._attempts_made), self.schedule.attempts - self._attempts_made + 1
+        try:
+            found = planner.cuts(rule, remaining=remaining, first=self._initial_sizes)
+        except hsv.OrderError as error:  # a budget that cannot be met
+            found = dict.fromkeys(layers, error)
+        for name, plan in self._halved(planner, found).items():
+            n = planner.states[name]
+            if isinstance(plan, HsvError):
+                spectrum = getattr(plan, "hankel_singular_values", None)
+                records[name] = LayerRecord(name, "refused", n, n, None, spectrum, reason=str(plan))
             else:
-                record = cut_record(name, cut)
-                if cut.n_states_after < (1 - self.min_reduction) * n:
-                    plans[name] = PlannedCut(layer, adapter, cut)
+                record = cut_record(name, plan)
+                if plan.n_states_after < (1 - self.min_reduction) * n:
+                    plans[name] = PlannedCut(layers[name], adapter_of(layers[name]), plan)
                 else:
-                    reason = f"the rule keeps {cut.n_states_after} of {n} states, not fewer than {1 - self.min_reduction:g} of them"
+                    reason = f"the rule keeps {plan.n_states_after} of {n} states, not fewer than {1 - self.min_reduction:g} of them"
                     record = dataclasses.replace(record, outcome="unchanged", n_states_after=n, reason=reason)
                 records[name] = record
             records[name] = self._with_drift(records[name])
         return records, plans
+
+    def _halved(self, planner: Planner, found: dict[str, Cut | HsvError]) -> dict[str, Cut | HsvError]:
+        """The cuts with half of what they take away, as many times as the guard has undone this attempt."""
+        if not self._halvings:
+            return found
+        gentler = dict(found)
+        for name, plan in found.items():
+            if isinstance(plan, Cut):
+                n, size = plan.n_states_before, plan.n_states_after
+                gentler[name] = planner.cut(name, hsv.Order(n - ((n - size) >> self._halvings)))
+        return gentler
 
     def _with_drift(self, record: LayerRecord) -> LayerRecord:
         """Compare the layer's system with what the attempt before left, and remember it for the next one."""
@@ -329,45 +382,80 @@ class InTrainingCompressor:
     def _cut(
         self,
         event: Event,
-        records: dict[str, LayerRecord],
         plans: dict[str, PlannedCut],
         random_state: RandomState,
     ) -> Event:
         if self.guard is None:
-            replaced = apply_cuts(self.model, plans, optimizer=self.optimizer, moments=self.moments)
+            replaced = self._apply(plans)
             random_state.restore()
             self._remember_systems(plans)
             return dataclasses.replace(event, replaced=replaced)
+        rewarmed = self._rewarm.made
         snapshot = Snapshot.take(
             self.model,
             self.optimizer,
             layers=[plan.layer for plan in plans.values()],
             objects=self._objects,
             random_state=random_state,
+            copies=[self._objects[name] for name in self._copies],
         )
         sizes = {name: size for name, size in layer_sizes(self.model).items() if name in plans}
         systems = dict(self._systems)
         try:
             before, seconds = self._evaluate()
-            replaced = apply_cuts(self.model, plans, optimizer=self.optimizer, moments=self.moments)
+            replaced = self._apply(plans)
             event = dataclasses.replace(event, metric_before=before, evaluation_seconds=seconds, replaced=replaced)
             if self.guard.after_steps > 0:
                 random_state.restore()
                 self._remember_systems(plans)
-                self._pending = _Pending(self._steps + self.guard.after_steps, snapshot, sizes, systems)
+                self._pending = _Pending(self._steps + self.guard.after_steps, snapshot, sizes, systems, rewarmed)
                 return dataclasses.replace(event, pending=True)
             after, more_seconds = self._evaluate()
             event = dataclasses.replace(event, metric_after=after, evaluation_seconds=seconds + more_seconds)
             objection = self.guard.objection(before, after)
             if objection is not None:
                 snapshot.restore()
-                return _undone(event, objection)
+                self._rewarm.made = rewarmed
+                return self._undone(event, objection)
             random_state.restore()
         except BaseException:
             snapshot.restore()
+            self._rewarm.made = rewarmed
             raise
+        self._halvings = 0
         self._remember_systems(plans)
         return event
+
+    def _apply(self, plans: dict[str, PlannedCut]) -> dict[str, tuple[nn.Parameter | None, nn.Parameter | None]]:
+        """Cut the model, and the copies of it along with it."""
+        placements = [Placement(self._objects[name], None, self._objects[name].modules()) for name in self._copies]
+        replaced = apply_cuts(self.model, plans, optimizer=self.optimizer, moments=self.moments)
+        try:
+            for name, prefix in self._copies.items():
+                for layer_name, plan in plans.items():
+                    _follow(self._objects[name], prefix + layer_name, plan.layer)
+        except BaseException as error:
+            for placement in placements:
+                placement.restore()
+            error.add_note(
+                f"while cutting the copies of the model in `state` ({', '.join(self._copies)}) along with it"
+            )
+            raise
+        self._rewarm.start()
+        return replaced
+
+    def _undone(self, event: Event, objection: str) -> Event:
+        """Note the cut as undone, and decide what follows."""
+        assert self.guard is not None
+        if self._halvings < self.guard.gentler and self._steps < self._last_attempt_step:
+            self._halvings += 1
+            self._retry = True
+            follows = "; tried again with half of the reduction at the next step"
+        else:
+            self._halvings = 0
+            self._abandoned = self.guard.then == "stop"
+            follows = "; no further attempts are made" if self._abandoned else ""
+        return _undone(event, objection + follows)
 
     def _remember_systems(self, plans: Mapping[str, PlannedCut]) -> None:
         for name, plan in plans.items():
@@ -387,9 +475,12 @@ class InTrainingCompressor:
         objection = self.guard.objection(cut_event.metric_before, after)
         if objection is not None:
             pending.snapshot.restore()
-            decided = _undone(decided, objection)
+            self._rewarm.made = pending.rewarmed
             self._steps = cut_event.step
             self._systems = pending.systems
+            decided = self._undone(decided, objection)
+        else:
+            self._halvings = 0
         # The history has one event for the cut, with the decision in it; its own costs stay with it.
         del self._events[index]
         return dataclasses.replace(
@@ -418,26 +509,26 @@ class InTrainingCompressor:
         pending = self._pending
         return {
             "version": 1,
-            "schedule": [self.schedule.total_steps, list(self.schedule.window), self.schedule.attempts],
+            "schedule": [self.schedule.total_steps, list(self.schedule.steps)],
             "steps": self._steps,
             "attempts_made": self._attempts_made,
             "sizes": {name: size for name, size in layer_sizes(self.model).items() if name in self._layers},
             "history": self.history.to_dict(),
             "systems": _packed(self._systems),
-            "ready": None
-            if self._meter is None
-            else {
-                "waiting": self._waiting,
-                "delay": self._delay,
-                "abandoned": self._abandoned,
-                "losses": self._meter.state_dict(),
-            },
+            "waiting": self._waiting,
+            "delay": self._delay,
+            "abandoned": self._abandoned,
+            "halvings": self._halvings,
+            "retry": self._retry,
+            "rewarmed": self._rewarm.made,
+            "ready": None if self._meter is None else self._meter.state_dict(),
             "pending": None
             if pending is None
             else {
                 "decision_step": pending.decision_step,
                 "sizes": {name: dict(size) for name, size in pending.sizes.items()},
                 "systems": _packed(pending.systems),
+                "rewarmed": pending.rewarmed,
                 "snapshot": pending.snapshot.state_dict(),
             },
         }
@@ -453,7 +544,7 @@ class InTrainingCompressor:
         HsvError
             If the state is of another schedule, or of a model with other layers.
         """
-        own = [self.schedule.total_steps, list(self.schedule.window), self.schedule.attempts]
+        own = [self.schedule.total_steps, list(self.schedule.steps)]
         if state.get("version") != 1:
             raise HsvError(
                 f"`state` is no state of an InTrainingCompressor that this release reads (version {state.get('version')!r})"
@@ -473,12 +564,15 @@ class InTrainingCompressor:
                 f"{'without' if self._meter is None else 'with'} it"
             )
         if self._meter is not None:
-            self._meter.load_state_dict(state["ready"]["losses"])
-            self._waiting, self._delay = bool(state["ready"]["waiting"]), int(state["ready"]["delay"])
-            self._abandoned = bool(state["ready"]["abandoned"])
+            self._meter.load_state_dict(state["ready"])
+        self._waiting, self._delay = bool(state["waiting"]), int(state["delay"])
+        self._abandoned = bool(state["abandoned"])
+        self._halvings, self._retry = int(state["halvings"]), bool(state["retry"])
+        self._rewarm.made = int(state["rewarmed"])
         pending = state["pending"]
         self._pending = None if pending is None else self._unpacked_pending(pending)
         resize_layers(self.model, state["sizes"], self.optimizer)
+        self._resize_copies(state["sizes"])
         self._initial_sizes = dict(history.initial_sizes)
         self._events = list(history.events)
         self._steps = int(state["steps"])
@@ -490,14 +584,35 @@ class InTrainingCompressor:
     def _unpacked_pending(self, pending: Mapping[str, Any]) -> _Pending:
         """Rebuild the snapshot at the sizes of before the cut, and leave the model as it is."""
         layers = [layer for _, layer in self._named_layers()]
-        now = Placement(self.model, self.optimizer, layers)
+        copies = [self._objects[name] for name in self._copies]
+        now = [
+            Placement(self.model, self.optimizer, layers),
+            *(Placement(copy, None, copy.modules()) for copy in copies),
+        ]
         try:
             resize_layers(self.model, pending["sizes"], self.optimizer)
-            snapshot = Snapshot.take(self.model, self.optimizer, layers=layers, objects=self._objects)
+            self._resize_copies(pending["sizes"])
+            snapshot = Snapshot.take(self.model, self.optimizer, layers=layers, objects=self._objects, copies=copies)
             snapshot.load_values(pending["snapshot"])
         finally:
-            now.restore()
-        return _Pending(int(pending["decision_step"]), snapshot, dict(pending["sizes"]), _unpacked(pending["systems"]))
+            for placement in now:
+                placement.restore()
+        return _Pending(
+            int(pending["decision_step"]),
+            snapshot,
+            dict(pending["sizes"]),
+            _unpacked(pending["systems"]),
+            int(pending["rewarmed"]),
+        )
+
+    def _resize_copies(self, sizes: Mapping[str, Mapping[str, int]]) -> None:
+        for name, prefix in self._copies.items():
+            resize_layers(self._objects[name], {prefix + layer: size for layer, size in sizes.items()})
+
+    def _present_systems(self) -> dict[str, hsv.DiagonalStateSpace]:
+        """The systems of the layers that have one."""
+        systems = {name: adapter_of(layer).system(layer) for name, layer in self._named_layers()}
+        return {name: system for name, system in systems.items() if system is not None}
 
     def _named_layers(self) -> list[tuple[str, nn.Module]]:
         return [(name, self.model.get_submodule(name)) for name in self._layers]
@@ -554,27 +669,51 @@ def _host(values: Any) -> np.ndarray:
 
 
 def _packed(systems: Mapping[str, tuple[int, hsv.DiagonalStateSpace]]) -> dict[str, Any]:
-    packed = {}
-    for name, (step, system) in systems.items():
-        exact = system.log_poles is not None
-        packed[name] = {
-            "step": step,
-            "logarithms": exact,
-            "arrays": [
-                torch.as_tensor(x)
-                for x in (system.log_poles if exact else system.poles(), system.B, system.C, system.D)
-            ],
-            "dt": system.dt,
-        }
-    return packed
+    steps = {name: step for name, (step, _) in systems.items()}
+    return {"steps": steps, "systems": pack_systems({name: system for name, (_, system) in systems.items()})}
 
 
 def _unpacked(packed: Mapping[str, Any]) -> dict[str, tuple[int, hsv.DiagonalStateSpace]]:
-    systems = {}
-    for name, content in packed.items():
-        make = hsv.DiagonalStateSpace.from_log_poles if content["logarithms"] else hsv.DiagonalStateSpace
-        systems[name] = (int(content["step"]), make(*content["arrays"], dt=content["dt"]))
-    return systems
+    return {name: (int(packed["steps"][name]), system) for name, system in unpack_systems(packed["systems"]).items()}
+
+
+def _checked_rules(
+    rule: AnyRule | Sequence[AnyRule] | RuleOfAttempt, schedule: Schedule
+) -> Callable[[int], hsv.Rule | Budget]:
+    """The rule of each attempt, from 1."""
+    if isinstance(rule, Sequence) and not isinstance(rule, str):
+        rules = [checked_rule(each) for each in rule]
+        if len(rules) != schedule.attempts:
+            raise HsvError(
+                f"`rule` is a list of {len(rules)} rules, and the schedule has {schedule.attempts} attempts; give one for each"
+            )
+        return lambda attempt: rules[attempt - 1]
+    if callable(rule):
+        function = rule
+        return lambda attempt: checked_rule(function(attempt, schedule.attempts))
+    checked = checked_rule(rule)
+    return lambda attempt: checked
+
+
+def _copies_of(layers: tuple[str, ...], objects: Mapping[str, Any]) -> dict[str, str]:
+    """Which of the objects are modules with the model's layers, and what their names there begin with."""
+    copies = {}
+    for name, value in objects.items():
+        if isinstance(value, nn.Module):
+            known = compressible_layers(value)
+            for prefix in ("", "module."):
+                if all(prefix + layer in known for layer in layers):
+                    copies[name] = prefix
+    return copies
+
+
+@torch.no_grad()
+def _follow(copy: nn.Module, name: str, layer: nn.Module) -> None:
+    """Give the layer of that name in `copy` the size and the values of `layer`."""
+    adapter, other = adapter_of(layer), copy.get_submodule(name)
+    replaced = adapter.resize(other, adapter.n_states(layer), **adapter.form(layer))
+    replace_parameters(copy, {old: new for old, new in replaced.values() if old is not None})
+    other.load_state_dict(layer.state_dict())
 
 
 def _checked_objects(state: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -593,19 +732,17 @@ def _check_guard(guard: Rollback | None, schedule: Schedule, objects: Mapping[st
         return
     if not isinstance(guard, Rollback):
         raise TypeError(f"`guard` must be a hsv_torch.Rollback or None, got {guard!r}")
-    if guard.after_steps == 0:
-        return
-    if "loader" not in objects:
+    if guard.after_steps > 0 and "loader" not in objects:
         raise HsvError(
             f"`guard` decides {guard.after_steps} steps after a cut, and going back exactly needs the data of those steps again: "
             "pass state={'loader': ...} with a loader that has state_dict and load_state_dict, or after_steps=0"
         )
     ends = (*schedule.steps[1:], schedule.total_steps + 1)
     for attempt, (step, end) in enumerate(zip(schedule.steps, ends, strict=True), start=1):
-        if step + guard.after_steps >= end:
+        if step + guard.span >= end:
             last = attempt == schedule.attempts
             raise HsvError(
-                f"`guard` decides {guard.after_steps} steps after a cut, but attempt {attempt} is at step {step} and "
+                f"`guard` decides up to {guard.span} steps after an attempt, but attempt {attempt} is at step {step} and "
                 + (f"training ends at step {schedule.total_steps}" if last else f"the next one at step {end}")
-                + "; lower after_steps, or change the schedule"
+                + "; lower after_steps or gentler, or change the schedule"
             )

@@ -82,11 +82,11 @@ class ModeChoice(DiagonalCriterion):
 
     def spectrum(self, system: hsv.DiagonalStateSpace) -> np.ndarray:
         """Return the scores, descending, ``(..., n)``."""
-        return np.asarray(-np.sort(-to_host(self._scores(system)), axis=-1))
+        return np.asarray(-np.sort(-to_host(self.scores(system)), axis=-1))
 
     def reduce(self, system: hsv.DiagonalStateSpace, rule: hsv.Rule | int) -> DiagonalCut:
         """Plan the cut; raises :class:`CutRefusedError` if every score is 0."""
-        scores = self._scores(system)
+        scores = self.scores(system)
         ranking = torch.argsort(scores, dim=-1, descending=True, stable=True)
         sigma = to_host(torch.take_along_dim(scores, ranking, dim=-1))
         size = int(hsv.as_rule(rule).choose(sigma).max(initial=0))
@@ -111,7 +111,8 @@ class ModeChoice(DiagonalCriterion):
             notes=(),
         )
 
-    def _scores(self, system: hsv.DiagonalStateSpace) -> Tensor:
+    def scores(self, system: hsv.DiagonalStateSpace) -> Tensor:
+        """Return the score of each state, in the order of ``poles()``."""
         poles = system.poles()
         if callable(self.score):
             scores = torch.as_tensor(self.score(system), dtype=torch.float64, device=poles.device)

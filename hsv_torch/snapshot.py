@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import hsv
 from hsv import HsvError
 
 
@@ -184,6 +185,7 @@ class Snapshot:
     random: RandomState
     objects: Mapping[str, Any]
     object_states: dict[str, Any] = field(default_factory=dict)
+    copies: list[Placement] = field(default_factory=list)
 
     @classmethod
     def take(
@@ -194,8 +196,9 @@ class Snapshot:
         layers: Iterable[nn.Module] = (),
         objects: Mapping[str, Any] | None = None,
         random_state: RandomState | None = None,
+        copies: Iterable[nn.Module] = (),
     ) -> Snapshot:
-        """The state as it is now (`random_state`: as it was earlier)."""
+        """The state as it is now (`random_state`: as it was earlier); `copies` are those of the objects whose layers are cut along."""
         placement = Placement(model, optimizer, layers)
         unique = {id(tensor): tensor for tensor in _placed_tensors(placement)}
         parameters = {id(p): p for _, _, held, _ in placement.modules for p in held.values() if p is not None}
@@ -208,6 +211,7 @@ class Snapshot:
             random=random_state or RandomState.take(),
             objects=objects,
             object_states={name: _object_state(value) for name, value in objects.items()},
+            copies=[Placement(copy, None, copy.modules()) for copy in copies],
         )
 
     @torch.no_grad()
@@ -223,6 +227,8 @@ class Snapshot:
                 parameter.grad.copy_(gradient)
         for module, training in self.modes:
             module.training = training
+        for placement in self.copies:
+            placement.restore()
         for name, value in self.objects.items():
             _load_object_state(value, deep_copy(self.object_states[name]))
         self.random.restore()
@@ -307,3 +313,22 @@ def _load_object_state(value: Any, state: Any) -> None:
         value.load_state_dict(state)
     else:
         value.set_state(state)
+
+
+def pack_systems(systems: Mapping[str, hsv.DiagonalStateSpace]) -> dict[str, Any]:
+    """Systems as numbers and tensors."""
+    packed = {}
+    for name, system in systems.items():
+        exact = system.log_poles is not None
+        arrays = (system.log_poles if exact else system.poles(), system.B, system.C, system.D)
+        packed[name] = {"logarithms": exact, "arrays": [torch.as_tensor(x) for x in arrays], "dt": system.dt}
+    return packed
+
+
+def unpack_systems(packed: Mapping[str, Any]) -> dict[str, hsv.DiagonalStateSpace]:
+    """The inverse of :func:`pack_systems`."""
+    systems = {}
+    for name, content in packed.items():
+        make = hsv.DiagonalStateSpace.from_log_poles if content["logarithms"] else hsv.DiagonalStateSpace
+        systems[name] = make(*content["arrays"], dt=content["dt"])
+    return systems

@@ -518,7 +518,7 @@ class TestRollback:
             return Rollback(lambda: pytest.fail("evaluated"), max_drop=0.1)
 
         training = Training(guard)
-        training.compressor.rule = hsv.Order(16)
+        training.compressor.rules = lambda attempt: hsv.Order(16)
         training.run()
         assert [event.metric_before for event in training.events] == [None, None]
 
