@@ -5,6 +5,7 @@ from hsv._descriptor import (
     from_descriptor,
     solve_generalized_continuous_lyapunov,
     solve_generalized_discrete_lyapunov,
+    solve_generalized_lyapunov_factored,
 )
 from hsv._discretize import discretize
 from hsv._errors import (
@@ -115,6 +116,7 @@ __all__ = [
     "solve_discrete_lyapunov_by_doubling",
     "solve_generalized_continuous_lyapunov",
     "solve_generalized_discrete_lyapunov",
+    "solve_generalized_lyapunov_factored",
     "solve_lyapunov_factored",
     "solve_lyapunov_factored_by_doubling",
     "solve_sylvester",

@@ -1,4 +1,5 @@
 import array_api_strict
+import mpmath
 import numpy as np
 import pytest
 import scipy.linalg
@@ -147,6 +148,152 @@ class TestEquations:
             hsv.solve_generalized_discrete_lyapunov(one, one, np.eye(3))
         with pytest.raises(hsv.NonFiniteError, match="e must be finite"):
             hsv.solve_generalized_discrete_lyapunov(one, one * np.nan, one)
+
+
+def stable_pencil(rng, n, *, discrete, complex_, condition=None, batch=()):
+    """``a = e A`` with a random stable ``A`` and an ``e`` of that condition."""
+    plain = known.random_stable(rng, n, 1, 1, dt=True if discrete else 0, complex_=complex_, damping=0.2, batch=batch)
+    e = draw(rng, (*batch, n, n), complex_)
+    if condition is not None:
+        u, _, v = np.linalg.svd(e)
+        e = u @ (np.geomspace(1, 1 / condition, n)[:, None] * v)
+    return e @ plain.A, e
+
+
+def exact_factored_residual(a, e, b, L, *, discrete):
+    """In 60 digits, relative to the size of the terms."""
+    with mpmath.workdps(60):
+        a, e, b, L = (mpmath.matrix(x.tolist()) for x in (a, e, b, L))
+        P = L * L.H
+        rest = a * P * a.H - e * P * e.H + b * b.H if discrete else a * P * e.H + e * P * a.H + b * b.H
+        size = [mpmath.mnorm(x, "f") for x in (a, e, P, rest)]
+        return float(size[3] / ((size[0] ** 2 + size[1] ** 2 if discrete else 2 * size[0] * size[1]) * size[2]))
+
+
+class TestFactors:
+    @given(
+        discrete=st.booleans(),
+        complex_=st.booleans(),
+        complex_b=st.booleans(),
+        m=st.integers(1, 8),
+        **shapes,
+        seed=kinds["seed"],
+    )
+    def test_they_solve_the_equation(self, n, m, batch, discrete, complex_, complex_b, seed):
+        rng = np.random.default_rng(seed)
+        a, e = stable_pencil(rng, n, discrete=discrete, complex_=complex_, batch=batch)
+        b = draw(rng, (n, m), complex_b)
+        L = hsv.solve_generalized_lyapunov_factored(a, e, b, discrete=discrete)
+        assert L.shape == (*batch, n, n)
+        assert L.dtype == np.result_type(a, e, b)
+        P, q = L @ adjoint(L), b @ adjoint(b)
+        assert residual(a, e, P, q if discrete else -q, discrete=discrete) < tolerance(float)
+
+    @pytest.mark.parametrize("discrete", [True, False])
+    @pytest.mark.parametrize("condition", [1e2, 1e7, 1e12])
+    def test_the_condition_of_e_costs_the_residual_nothing(self, condition, discrete, rng):
+        a, e = stable_pencil(rng, 8, discrete=discrete, complex_=True, condition=condition)
+        b = rng.normal(size=(8, 2))
+        L = hsv.solve_generalized_lyapunov_factored(a, e, b, discrete=discrete)
+        assert exact_factored_residual(a, e, b, L, discrete=discrete) < 1e-14
+
+    @pytest.mark.parametrize("discrete", [True, False])
+    def test_the_identity_gives_the_plain_factor(self, discrete, rng):
+        plain = known.random_stable(rng, 7, 3, 1, dt=True if discrete else 0, damping=0.2)
+        expected = hsv.solve_lyapunov_factored(plain.A, plain.B, discrete=discrete)
+        L = hsv.solve_generalized_lyapunov_factored(plain.A, np.eye(7), plain.B, discrete=discrete)
+        np.testing.assert_allclose(L @ L.T, expected @ expected.T, atol=1e-13 * norm(expected) ** 2)
+
+    @pytest.mark.parametrize("discrete", [True, False])
+    @pytest.mark.parametrize("n", [1, 5, 20])
+    def test_sg03bd(self, n, discrete, rng):
+        """SLICOT's routine of the same method."""
+        a, e = stable_pencil(rng, n, discrete=discrete, complex_=False)
+        m = min(n, 2)
+        b = rng.normal(size=(n, m))
+        room = np.hstack([b, np.zeros((n, n - m))])
+        U, scale, _ = slycot.sg03bd(
+            n, m, a.copy(), e.copy(), np.eye(n), np.eye(n), room, "D" if discrete else "C", trans="T", ldwork=16 * n
+        )
+        L = hsv.solve_generalized_lyapunov_factored(a, e, b, discrete=discrete)
+        expected = U @ U.T / scale**2
+        np.testing.assert_allclose(L @ L.T, expected, atol=1e-11 * np.abs(expected).max())
+
+    @pytest.mark.parametrize("discrete", [True, False])
+    def test_small_directions_survive(self, discrete):
+        """A diagonal pencil: the closed form has singular values down to 1e-12 of the largest, of which a Gramian would hold the squares."""
+        n = 14
+        poles = np.linspace(0.1, 0.8, n) if discrete else -np.linspace(1, 8, n)
+        scale, weights = np.geomspace(1, 1e-3, n), np.linspace(1, 2, n)
+        L = hsv.solve_generalized_lyapunov_factored(
+            np.diag(scale * poles), np.diag(scale), (scale * weights)[:, None], discrete=discrete
+        )
+        sys = hsv.DiagonalStateSpace(poles, weights[:, None], np.ones((1, n)), dt=True if discrete else 0)
+        expected = np.linalg.svd(hsv.controllability_factor(sys), compute_uv=False)
+        assert expected[-1] < 1e-8 * expected[0]
+        np.testing.assert_allclose(np.linalg.svd(L, compute_uv=False), expected, atol=1e-14 * expected[0])
+
+    @pytest.mark.parametrize("discrete", [True, False])
+    def test_units_of_equations_and_states_cost_no_digits(self, discrete, rng):
+        """Powers of ten that make ``e`` singular by any condition number."""
+        a, e = stable_pencil(rng, 5, discrete=discrete, complex_=False)
+        b = rng.normal(size=(5, 2))
+        expected = hsv.solve_generalized_lyapunov_factored(a, e, b, discrete=discrete)
+        equations, states = 10.0 ** np.array([[0], [-14], [9], [3], [-6]]), 10.0 ** np.array([5, -12, 0, 9, -3])
+        assert np.linalg.cond(equations * e / states) > 1e20
+        L = hsv.solve_generalized_lyapunov_factored(
+            equations * a / states, equations * e / states, equations * b, discrete=discrete
+        )
+        L = L / states[:, None]
+        np.testing.assert_allclose(L @ L.T, expected @ expected.T, atol=1e-10 * norm(expected) ** 2)
+
+    def test_no_input_and_huge_ones(self, rng):
+        a, e = stable_pencil(rng, 4, discrete=False, complex_=False)
+        zero = hsv.solve_generalized_lyapunov_factored(a, e, np.zeros((4, 1)), discrete=False)
+        np.testing.assert_array_equal(zero, np.zeros((4, 4)))
+        b = rng.normal(size=(4, 2))
+        once, huge = (hsv.solve_generalized_lyapunov_factored(a, e, b * x, discrete=False) for x in (1.0, 2.0**700))
+        np.testing.assert_array_equal(huge, once * 2.0**700)
+
+    @pytest.mark.parametrize("library", [np, torch, array_api_strict], ids=["numpy", "torch", "strict"])
+    @pytest.mark.parametrize("dtype", ["float32", "complex128"])
+    def test_library_and_precision_are_kept_and_inputs_unchanged(self, library, dtype, rng):
+        pencil = stable_pencil(rng, 4, discrete=True, complex_=dtype.startswith("complex"), batch=(2,))
+        host = [x.astype(dtype) for x in (*pencil, rng.normal(size=(4, 2)))]
+        arrays = [library.asarray(x.tolist(), dtype=getattr(library, dtype)) for x in host]
+        wide = [x.astype(np.result_type(x, np.float64)) for x in host]
+        L = hsv.solve_generalized_lyapunov_factored(*arrays, discrete=True)
+        assert type(L) is type(arrays[0])
+        expected = hsv.solve_generalized_lyapunov_factored(*wide, discrete=True)
+        np.testing.assert_array_equal(to_host(L), expected.astype(dtype))
+        for array, before in zip(arrays, host, strict=True):
+            np.testing.assert_array_equal(to_host(array), before)
+
+    def test_an_empty_batch(self):
+        L = hsv.solve_generalized_lyapunov_factored(np.zeros((0, 3, 3)), np.eye(3), np.eye(3), discrete=False)
+        assert L.shape == (0, 3, 3)
+
+    def test_unstable_and_singular_pencils(self):
+        solver = hsv.solve_generalized_lyapunov_factored
+        with pytest.raises(hsv.UnstableSystemError, match=r"spectral abscissa 0\.5"):
+            solver(np.diag([-1.0, 1.0]), np.diag([1.0, 2.0]), np.ones((2, 1)), discrete=False)
+        with pytest.raises(hsv.UnstableSystemError, match="spectral radius 2"):
+            solver(np.diag([0.5, 1.0]), np.diag([1.0, 0.5]), np.ones((2, 1)), discrete=True)
+        singular = np.array([[1.0, 2.0], [2.0, 4.0]])
+        for discrete in (True, False):
+            with pytest.raises(hsv.IllConditionedError, match="e must be invertible"):
+                solver(-np.eye(2), singular, np.ones((2, 1)), discrete=discrete)
+        with pytest.raises(hsv.IllConditionedError, match=r"\(system \(1,\)\)"):
+            solver(-np.eye(2), np.stack([np.eye(2), singular]), np.ones((2, 1)), discrete=False)
+
+    def test_bad_arguments_are_named(self):
+        one = np.eye(2)
+        with pytest.raises(hsv.ShapeError, match=r"b must have shape \(\.\.\., 2, m\)"):
+            hsv.solve_generalized_lyapunov_factored(-one, one, np.eye(3), discrete=False)
+        with pytest.raises(hsv.ShapeError, match=r"e must have shape \(\.\.\., 2, 2\)"):
+            hsv.solve_generalized_lyapunov_factored(-one, np.eye(3), one, discrete=False)
+        with pytest.raises(hsv.NonFiniteError, match="a must be finite"):
+            hsv.solve_generalized_lyapunov_factored(one * np.nan, one, one, discrete=False)
 
 
 class TestSystems:
