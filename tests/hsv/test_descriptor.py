@@ -213,7 +213,16 @@ class TestFactors:
         b = rng.normal(size=(n, m))
         room = np.hstack([b, np.zeros((n, n - m))])
         U, scale, _ = slycot.sg03bd(
-            n, m, a.copy(), e.copy(), np.eye(n), np.eye(n), room, "D" if discrete else "C", trans="T", ldwork=16 * n
+            n,
+            m,
+            a.copy(),
+            e.copy(),
+            np.eye(n),
+            np.eye(n),
+            room,
+            "D" if discrete else "C",
+            trans="T",
+            ldwork=16 * n + 16,
         )
         L = hsv.solve_generalized_lyapunov_factored(a, e, b, discrete=discrete)
         expected = U @ U.T / scale**2
