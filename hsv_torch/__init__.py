@@ -19,10 +19,13 @@ from hsv_torch.criteria import ComplexHankel, Criterion, DiagonalCriterion, Real
 from hsv_torch.guard import Rollback
 from hsv_torch.history import CompressionReport, Drift, Event, History, LayerRecord
 from hsv_torch.in_training import InTrainingCompressor
+from hsv_torch.layers.gated_linear_attention import GatedLinearAttention
 from hsv_torch.layers.lru import LRU
 from hsv_torch.layers.mamba import Mamba
+from hsv_torch.layers.mamba2 import Mamba2
 from hsv_torch.layers.s4d import S4D
 from hsv_torch.layers.s5 import S5
+from hsv_torch.linear_attention import LinearAttentionAdapter, LinearAttentionQuantities, LinearAttentionView
 from hsv_torch.mode_choice import BalancedChoice, ModeChoice
 from hsv_torch.models import SequenceModel, SequenceModelConfig
 from hsv_torch.optimizer import UnknownOptimizerError, parameter_groups
@@ -56,13 +59,18 @@ __all__ = [
     "DiagonalCriterion",
     "Drift",
     "Event",
+    "GatedLinearAttention",
     "History",
     "InTrainingCompressor",
     "LayerAdapter",
     "LayerRecord",
+    "LinearAttentionAdapter",
+    "LinearAttentionQuantities",
+    "LinearAttentionView",
     "LocalDistillation",
     "LossFalls",
     "Mamba",
+    "Mamba2",
     "ModeChoice",
     "Observation",
     "RankingSettles",

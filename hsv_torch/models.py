@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from hsv import DtypeError, HsvError, ShapeError
 from hsv_torch.layers._checks import check_choice, check_size, checked_input, padding_mask
+from hsv_torch.layers.gated_linear_attention import GatedLinearAttention
 from hsv_torch.layers.lru import LRU
 from hsv_torch.layers.mamba import Mamba
+from hsv_torch.layers.mamba2 import Mamba2
 from hsv_torch.layers.s4d import S4D
 from hsv_torch.layers.s5 import S5
 
@@ -52,6 +54,8 @@ LAYER_KINDS: dict[str, LayerKind] = {
     "s5": LayerKind(S5),
     "s4d": LayerKind(S4D),
     "mamba": LayerKind(Mamba, gated=True),
+    "mamba2": LayerKind(Mamba2, gated=True),
+    "gated_linear_attention": LayerKind(GatedLinearAttention, gated=True),
 }
 
 
@@ -62,7 +66,7 @@ class SequenceModelConfig:
     Parameters
     ----------
     layer : str
-        ``"lru"``, ``"s5"``, ``"s4d"`` or ``"mamba"``.
+        ``"lru"``, ``"s5"``, ``"s4d"``, ``"mamba"``, ``"mamba2"`` or ``"gated_linear_attention"``.
     d_model : int
         Width of the model.
     n_states : int or tuple of int
@@ -83,7 +87,7 @@ class SequenceModelConfig:
     final_norm : bool
         Whether the same norm stands before the head too.
     activation : {"auto", "glu", "gelu", "none"}
-        What follows a layer: GELU and a gated linear unit, GELU, or nothing. "auto": nothing after a layer that has a gate of its own (Mamba), else "glu".
+        What follows a layer: GELU and a gated linear unit, GELU, or nothing. "auto": nothing after a layer that has a gate of its own (Mamba, Mamba-2, gated linear attention), else "glu".
     dropout : float
         Probability that a value is set to 0 in training, after the activation and after the gate.
     dropout_mask : {"element", "sequence"}

@@ -16,12 +16,16 @@ from tests.tolerances import tolerance
 CRITERIA = [hsv_torch.ComplexHankel(), hsv_torch.RealHankel()]
 # How to make a small layer of each type; a new layer adds its line here, and its cases below.
 MAKE = {
+    hsv_torch.GatedLinearAttention: lambda n_states, **options: hsv_torch.GatedLinearAttention(
+        3, n_states, **{"n_heads": 3, **options}
+    ),
     hsv_torch.LRU: lambda n_states, **options: hsv_torch.LRU(3, n_states, **options),
     hsv_torch.Mamba: lambda n_states, **options: hsv_torch.Mamba(3, n_states, **options),
+    hsv_torch.Mamba2: lambda n_states, **options: hsv_torch.Mamba2(3, n_states, **{"head_dim": 2, **options}),
     hsv_torch.S4D: lambda n_states, **options: hsv_torch.S4D(3, n_states, **{"initialization": "legs", **options}),
     hsv_torch.S5: lambda n_states, **options: hsv_torch.S5(3, n_states, **options),
 }
-TIME_INVARIANT = [t for t in MAKE if not hsv_torch.find_adapter(t(2, 2)).needs_data]
+TIME_INVARIANT = [t for t in MAKE if not hsv_torch.find_adapter(MAKE[t](2)).needs_data]
 LAYERS = pytest.mark.parametrize("layer_type", TIME_INVARIANT, ids=lambda t: t.__name__)
 READINGS = pytest.mark.parametrize("criterion", CRITERIA, ids=lambda c: type(c).__name__)
 
@@ -35,11 +39,26 @@ CASES = [
     (hsv_torch.S5, {}, CRITERIA),
     (hsv_torch.S5, {"discretization": "bilinear", "bidirectional": True}, CRITERIA),
     (hsv_torch.Mamba, {}, [selective.StateChoice(), selective.SharedBasis(), selective.ChannelBasis()]),
+    (hsv_torch.Mamba2, {}, [selective.SharedBasis(), selective.StateChoice(), selective.StateChoice(compensate=False)]),
+    (hsv_torch.Mamba2, {"n_groups": 3, "bias": True}, [selective.StateChoice("ghost", compensate=False)]),
+    (hsv_torch.GatedLinearAttention, {"decay": "head"}, [selective.SharedBasis(), selective.StateChoice("ghost")]),
+    (hsv_torch.GatedLinearAttention, {}, [selective.StateChoice(), selective.StateChoice("ghost")]),
 ]
 
 
 def without_influence(layer, k):
     """States from the k-th on reach no output."""
+    if isinstance(layer, hsv_torch.GatedLinearAttention):
+        layer.q_proj.weight.unflatten(0, (layer.n_heads, -1))[:, k:] = 0
+        return
+    if isinstance(layer, hsv_torch.Mamba2):
+        outputs = layer.n_groups * layer.n_states
+        inputs = layer.in_proj.weight[: -layer.n_heads], layer.conv1d.bias
+        if layer.in_proj.bias is not None:
+            inputs += (layer.in_proj.bias[: -layer.n_heads],)
+        for rows in inputs:
+            rows[-outputs:].unflatten(0, (layer.n_groups, -1))[:, k:] = 0
+        return
     if isinstance(layer, hsv_torch.Mamba):
         layer.x_proj.weight[-layer.n_states :][k:] = 0
         return
@@ -48,6 +67,16 @@ def without_influence(layer, k):
         directions.append(layer.C_backward)
     for C in directions:
         C[:, k:] = 0
+
+
+def keeps_features(layer_type, criterion):
+    """Whether a cut leaves features in place that are no states, or may prefer a silent state that predicts the others."""
+    if layer_type is hsv_torch.Mamba2:
+        return not isinstance(criterion, selective.StateChoice) or criterion.compensate
+    greedy = selective.StateChoice()
+    return isinstance(criterion, selective.ChannelBasis) or (
+        layer_type is hsv_torch.GatedLinearAttention and criterion == greedy
+    )
 
 
 def make(layer_type, n_states, seed=0, **options):
@@ -91,8 +120,8 @@ def test_the_contract(layer_type, options, criterion, dtype):
     found = check_adapter(
         lambda n_states: MAKE[layer_type](n_states, dtype=dtype, **options),
         criteria=[criterion],
-        # A basis a channel takes states away and leaves the features in place: the gradients of silent ones change.
-        silence=None if isinstance(criterion, selective.ChannelBasis) else without_influence,
+        # Where states are taken away and the features left in place, the gradients of silent ones change.
+        silence=None if keeps_features(layer_type, criterion) else without_influence,
         # Bases from second moments of the data have half the digits.
         tolerance=1e-6 if adapter.needs_data and dtype == torch.float64 else None,
     )
