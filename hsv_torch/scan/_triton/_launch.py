@@ -1,22 +1,53 @@
-# mypy: ignore-errors
-"""What every launch has in common."""
+"""What every launch has in common, and the shapes that tracing needs. This file imports no Triton."""
 
 import contextlib
+import math
+from typing import Any
 
 import torch
+from torch import Tensor
 
-# A large GPU hides the latency of its memory when about this many threads have loads on their way. The exact number matters little, and
-# a constant makes results the same on every GPU.
-LANES = 2**17
-
-# Contraction of a b + c is what the CPU kernels do too; said here because the default of Triton is about to change.
+# Contraction of a b + c to one operation, as on the CPU; said here because the default of Triton is about to change.
 OPTIONS = {"enable_fp_fusion": True}
 
+# Of the selective scan. Bytes of a signal in a chunk, for each channel: the backward pass has seven such signals in registers, the forward
+# pass three. Bytes of the states at the edges of chunks that are kept at a time.
+FORWARD_BYTES, BACKWARD_BYTES = 64, 32
+SEGMENT_BYTES = 2**28
 
-def on_device_of(tensor):
+
+def on_device_of(tensor: Tensor) -> Any:
     """Triton launches on the current device, which need not be the tensor's."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
+
+
+def steps_of(itemsize: int) -> tuple[int, int]:
+    """Steps of a chunk of the selective scan, forward and backward."""
+    return FORWARD_BYTES // itemsize, BACKWARD_BYTES // itemsize
+
+
+def segments_of(batch: int, length: int, d: int, n: int, itemsize: int) -> tuple[int, int]:
+    """Into how many segments the selective scan cuts the time axis, and how long they are: as many as hold two states at the edge of each
+    chunk to ``SEGMENT_BYTES``, but not so many that the states at the edges of segments are more than those.
+    """
+    longest, shortest = steps_of(itemsize)
+    edges = 2 * itemsize * batch * ceil_div(length, shortest) * d * n
+    wanted = min(ceil_div(edges, SEGMENT_BYTES), math.isqrt(ceil_div(2 * length, shortest)))
+    segment = ceil_div(ceil_div(length, max(1, wanted)), longest) * longest
+    return ceil_div(length, segment), segment
+
+
+def selective_saved_shape(x: Tensor, n: int, save: bool) -> tuple[int, int, int, int]:
+    """Of the states before each segment."""
+    batch, length, d = x.shape
+    count = segments_of(batch, length, d, n, x.element_size())[0] if save and batch * length * d * n else 0
+    return batch, count, n, d
+
+
+def attention_saved_shape(q: Tensor, v: Tensor, save: bool) -> tuple[int, int, int, int]:
+    """Of the state before the first step."""
+    return v.shape[0] if save else 0, v.shape[2], q.shape[3], v.shape[3]

@@ -13,8 +13,9 @@ import torch
 import triton
 import triton.language as tl
 
-from hsv_torch.scan._triton._launch import LANES, OPTIONS, ceil_div, on_device_of
+from hsv_torch.scan._triton._launch import OPTIONS, ceil_div, on_device_of
 
+LANES = 2**17  # threads with loads on their way that hide the latency of memory on a large GPU; a constant, so that results repeat
 BLOCK = 128  # states of a program, one for each thread
 SHORTEST = 64  # steps of a piece: in shorter ones the ends would be as much work as the rest
 

@@ -22,14 +22,18 @@ import torch
 import triton
 import triton.language as tl
 
-from hsv_torch.scan._triton._launch import OPTIONS, ceil_div, on_device_of
+from hsv_torch.scan._triton._launch import (
+    OPTIONS,
+    ceil_div,
+    on_device_of,
+    segments_of,
+    selective_saved_shape,
+    steps_of,
+)
 
-# Bytes of a signal in a chunk, for each channel. The backward pass has seven such signals in registers, the forward pass three.
-FORWARD_BYTES, BACKWARD_BYTES = 64, 32
 STATES = 4  # states that `_states` and `_adjoints` have at a time, at most
 PARTS = 16  # of the channels, in sums over them, at most
 PROGRAMS = 1024  # warps, from which on chunks are taken in turn
-SEGMENT_BYTES = 2**28  # of the states at the edges of chunks
 
 
 @triton.jit
@@ -269,22 +273,6 @@ def _gradients(
         tl.debug_barrier()  # the sums are read again, by other threads than the one that wrote them
 
 
-def _steps(itemsize: int) -> tuple[int, int]:
-    """Steps of a chunk, forward and backward."""
-    return FORWARD_BYTES // itemsize, BACKWARD_BYTES // itemsize
-
-
-def segments_of(batch: int, length: int, d: int, n: int, itemsize: int) -> tuple[int, int]:
-    """Into how many segments to cut the time axis, and how long they are: as many as hold two states at the edge of each chunk
-    to ``SEGMENT_BYTES``, but not so many that the states at the edges of segments are more than those.
-    """
-    longest, shortest = _steps(itemsize)
-    edges = 2 * itemsize * batch * ceil_div(length, shortest) * d * n
-    wanted = min(ceil_div(edges, SEGMENT_BYTES), math.isqrt(ceil_div(2 * length, shortest)))
-    segment = ceil_div(ceil_div(length, max(1, wanted)), longest) * longest
-    return ceil_div(length, segment), segment
-
-
 def _block(x) -> int:
     """Channels of a program, which is one warp: two for each thread, if they are many and fit into the registers."""
     return 64 if x.shape[2] > 32 and x.element_size() == 4 else 32
@@ -305,13 +293,6 @@ def _weights(B, padded: int):
     return torch.nn.functional.pad(B.mT, (0, padded - B.shape[1])).contiguous()
 
 
-def saved_shape(x, n: int, save: bool) -> tuple[int, int, int, int]:
-    """Of the states before each segment."""
-    batch, length, d = x.shape
-    count = segments_of(batch, length, d, n, x.element_size())[0] if save and batch * length * d * n else 0
-    return batch, count, n, d
-
-
 def _to_states(initial, like, n: int):
     """A copy, or zeros, as ``(batch, n, d)``."""
     if initial is None or not len(initial):
@@ -329,7 +310,7 @@ def forward(x, delta, A, B, C, initial, return_state, save):
     batch, length, d = x.shape
     n = A.shape[1]
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    saved = x.new_empty(saved_shape(x, n, save))
+    saved = x.new_empty(selective_saved_shape(x, n, save))
     state = _to_states(initial, x, n)
     if not (x.numel() and n):
         return y.zero_(), _from_states(state, return_state), saved
@@ -337,7 +318,7 @@ def forward(x, delta, A, B, C, initial, return_state, save):
     n_segments, segment = segments_of(batch, length, d, n, x.element_size())
     padded = n_segments * segment
     B, C = _weights(B, padded), _weights(C, padded)
-    steps, _ = _steps(x.element_size())
+    steps, _ = steps_of(x.element_size())
     chunks, blocks = segment // steps, ceil_div(d, block)
     sizes = {"STEPS": steps, "BLOCK": block, "num_warps": 1, **OPTIONS}
     with on_device_of(x):
@@ -376,7 +357,7 @@ def backward(x, delta, A, B, C, saved, dy, d_state, has_initial):
     n_segments, segment = segments_of(batch, length, d, n, x.element_size())
     padded = n_segments * segment
     B, C = _weights(B, padded), _weights(C, padded)
-    _, steps = _steps(x.element_size())
+    _, steps = steps_of(x.element_size())
     chunks, blocks, states = segment // steps, ceil_div(d, block), _states_of_a_thread(n)
     blocks_of_a_part = ceil_div(blocks, PARTS)
     parts = ceil_div(blocks, blocks_of_a_part)
