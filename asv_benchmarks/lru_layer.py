@@ -85,6 +85,7 @@ def most_numbers(step: Callable[[], Any], system: hsv.DiagonalStateSpace) -> flo
 
     LAPACK's own workspace inside NumPy is not seen.
     """
+    step()  # loads the compiled kernels
     tracemalloc.start()
     step()
     _, peak = tracemalloc.get_traced_memory()

@@ -100,8 +100,9 @@ def _factors_on_host(kind: _Kind, poles: np.ndarray, B: np.ndarray, C: np.ndarra
     n = poles.shape[-1]
     if n < _LEAST_STATES or n > _STATES_PER_INPUT * min(B.shape[-1], C.shape[-1]):
         gaps, pairs = _pairs_on_host(kind, poles)
+        first = _eliminate_on_host(B, gaps, pairs)
         # The dual system has the conjugate poles.
-        return _eliminate_on_host(B, gaps, pairs), _eliminate_on_host(C, gaps.conj(), pairs.conj())
+        return first, _eliminate_on_host(C, np.conjugate(gaps, out=gaps), np.conjugate(pairs, out=pairs))
     factors = [_factors_of_one(kind, poles[i], B[i], C[i]) for i in np.ndindex(poles.shape[:-1])]
     if poles.ndim == 1:
         return factors[0]
@@ -119,16 +120,20 @@ def _factors_of_one(kind: _Kind, poles: np.ndarray, B: np.ndarray, C: np.ndarray
         P /= pairs
         Q /= pairs.conj()
         del pairs
-    first, second = _cholesky_factor(P), _cholesky_factor(Q)
+    first = _cholesky_factor(P)
+    del P
+    second = _cholesky_factor(Q)
+    del Q
     if first is None or second is None:
         gaps, pairs = _pairs_on_host(kind, poles)
         first = _eliminate_on_host(B, gaps, pairs) if first is None else first
-        second = _eliminate_on_host(C, gaps.conj(), pairs.conj()) if second is None else second
+        if second is None:
+            second = _eliminate_on_host(C, np.conjugate(gaps, out=gaps), np.conjugate(pairs, out=pairs))
     return first, second
 
 
 def _cholesky_factor(P: np.ndarray) -> np.ndarray | None:
-    """Return the lower factor of a matrix that is given on and below its diagonal; None unless it is found to be well conditioned.
+    """Return the lower factor of a matrix that is given on and below its diagonal, which is overwritten; None unless it is well conditioned.
 
     With ``R R^H`` the matrix scaled to a unit diagonal and ``z`` random of unit variance, ``|R^-H z|^2`` is the trace of the inverse on the mean, and falls a hundred
     times short of the inverse's norm with probability 1/100: for all of four vectors, 1e-8.
@@ -143,8 +148,9 @@ def _cholesky_factor(P: np.ndarray) -> np.ndarray | None:
     if not np.min(np.diagonal(L).real / scale) ** 2 * _WELL_CONDITIONED > 1:
         return None
     z = np.random.default_rng(0).normal(scale=math.sqrt(0.5), size=(n, 4, 2)) @ np.array([1.0, 1j])
-    # (0 I - T)^-1 of the kernel, with T = -L^H
-    solution = _kernels.triangular_resolvent(-L.conj().T[None], np.zeros((1, 1), complex), scale[None, :, None] * z)
+    T = np.asarray(P, complex)
+    np.negative(np.conjugate(L.T, out=T), out=T)
+    solution = _kernels.triangular_resolvent(T[None], np.zeros((1, 1), complex), scale[None, :, None] * z)
     return L if np.max(np.sum(squared_modulus(solution), axis=-2)) < _WELL_CONDITIONED else None
 
 

@@ -724,7 +724,7 @@ def cauchy_factor(generators: ComplexArray, differences: ComplexArray, denominat
     v = np.empty(m, dtype=generators.dtype)
     for b in range(generators.shape[0]):
         G = generators[b].T.copy()  # (m, n): a column each row
-        L = np.zeros_like(denominators[b])  # columns as rows
+        L = factor[b]  # columns as rows, until the end
         for i in range(n):
             root_gap[i] = np.sqrt(denominators[b, i, i].real)
         for k in range(n):
@@ -758,7 +758,9 @@ def cauchy_factor(generators: ComplexArray, differences: ComplexArray, denominat
                 quotient = G[0, i] / np.conj(denominators[b, p, i])
                 L[k, i] = quotient * root_gap[p]
                 G[0, i] = -quotient * differences[b, p, i]
-        factor[b] = L.T
+        for i in range(n):
+            for j in range(i):
+                L[i, j], L[j, i] = L[j, i], L[i, j]
     return factor
 
 

@@ -212,7 +212,10 @@ def log_pole_pairs(log_poles: ComplexArray) -> tuple[ComplexArray, ComplexArray]
     Every digit is kept where poles are close to each other or to the unit circle.
     """
     rows, columns = log_poles[:, :, None], log_poles[:, None, :]
-    return np.exp(columns) * _expm1(rows - columns), -_expm1(rows + columns.conj())
+    gap = rows - columns
+    sign = np.where(gap.real > 0, -1.0, 1.0)  # nothing overflows
+    differences = sign * np.exp(np.where(gap.real > 0, rows, columns)) * _expm1(sign * gap)
+    return differences, -_expm1(rows + columns.conj())
 
 
 def divide_by_log_pole_pairs(log_poles: ComplexArray, first: ComplexArray, second: ComplexArray) -> None:

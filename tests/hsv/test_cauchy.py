@@ -2,10 +2,113 @@ import numpy as np
 import pytest
 
 import hsv
-from hsv import _kernels
-from hsv._cauchy import denominators, differences
+from hsv import _cauchy, _kernels
+from hsv._cauchy import cauchy_factors, denominators, differences
 from hsv._kernels import _reference
+from tests.hsv.exact import diagonal_hankel_values
 from tests.hsv.test_systems import random_diagonal
+
+
+def layer(rng, n, m, phase, *, batch=()):
+    """A layer's system from log-poles: moduli in [.9, .999], angles up to `phase`."""
+    logs = 0.5 * np.log(rng.uniform(0.9**2, 0.999**2, (*batch, n))) + 1j * phase * rng.uniform(size=(*batch, n))
+    B, C = (rng.normal(size=(*batch, *shape, 2)) @ [1, 1j] for shape in ((n, m), (m, n)))
+    return hsv.DiagonalStateSpace.from_log_poles(logs, B, C)
+
+
+def elimination_values(sys):
+    """Hankel values by elimination alone."""
+    Lc, Lo = hsv.controllability_factor(sys), hsv.observability_factor(sys)
+    return np.linalg.svd(Lo.conj().swapaxes(-1, -2) @ Lc, compute_uv=False)
+
+
+@pytest.fixture
+def outcomes(monkeypatch):
+    """For each Gramian that Cholesky's method was tried on: whether it was found well conditioned."""
+    found = []
+
+    def recorded(P):
+        L = original(P)
+        found.append(L is not None)
+        return L
+
+    original = _cauchy._cholesky_factor
+    monkeypatch.setattr(_cauchy, "_cholesky_factor", recorded)
+    return found
+
+
+@pytest.mark.parametrize(("n", "m", "phase"), [(64, 8, 2 * np.pi), (48, 8, 0.8), (48, 48, 0.0)])
+def test_many_inputs_against_exact_arithmetic(n, m, phase, rng, outcomes):
+    sys = layer(rng, n, m, phase)
+    exact = diagonal_hankel_values(sys.log_poles, sys.B, sys.C, log_poles=True)
+    values = hsv.hankel_singular_values(sys)
+    assert outcomes == [True, True]
+    np.testing.assert_allclose(values, exact, atol=1e-14 * exact[0])
+    np.testing.assert_allclose(values, exact, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["logarithms", "discrete", "continuous", "real"])
+def test_what_is_too_badly_conditioned_goes_to_the_elimination(kind, rng, outcomes):
+    """Ever narrower phases: every value agrees with the elimination's, on both sides of the limit."""
+    for phase in (6.0, 1.0, 0.3, 0.1, 0.01):
+        sys = layer(rng, 64, 4, phase)
+        if kind == "discrete":
+            sys = hsv.DiagonalStateSpace(sys.poles(), sys.B, sys.C, dt=True)
+        elif kind == "continuous":
+            sys = hsv.DiagonalStateSpace(sys.log_poles, sys.B, sys.C, dt=0)
+        elif kind == "real":
+            sys = hsv.DiagonalStateSpace(phase / 6.2 - abs(sys.poles()), sys.B.real, sys.C.real, dt=True)
+        expected = elimination_values(sys)
+        values = hsv.hankel_singular_values(sys)
+        np.testing.assert_allclose(values, expected, atol=2e-14 * expected[0])
+        # Factors whose error is eps times a condition of at most 1e4, or the elimination's own
+        np.testing.assert_allclose(values, expected, rtol=1e-10)
+    assert False in outcomes
+    assert kind == "real" or True in outcomes
+
+
+def test_a_batch_of_easy_and_hard_systems(rng, outcomes):
+    systems = [layer(rng, 50, 3, phase) for phase in (2 * np.pi, 1e-2, 2 * np.pi)]
+    batch = hsv.DiagonalStateSpace.from_log_poles(
+        *(np.array([getattr(s, name) for s in systems]) for name in ("log_poles", "B", "C"))
+    )
+    first, second = cauchy_factors(batch)
+    assert outcomes == [True, True, False, False, True, True]
+    for i, sys in enumerate(systems):
+        for L, expected in zip((first[i], second[i]), cauchy_factors(sys), strict=True):
+            np.testing.assert_array_equal(L, expected)
+        for L, X in ((first[i], hsv.controllability_gramian(sys)), (second[i], hsv.observability_gramian(sys))):
+            np.testing.assert_allclose(L @ L.conj().T, X, atol=1e-13 * np.abs(X).max())
+
+
+def test_repeated_poles_and_rows_of_zeros_among_many_inputs(rng, outcomes):
+    sys = layer(rng, 60, 8, 2 * np.pi)
+    logs, B = sys.log_poles.copy(), sys.B.copy()
+    logs[40:] = logs[:20]
+    B[:3] = 0
+    B[50] = B[10]
+    sys = hsv.DiagonalStateSpace.from_log_poles(logs, B, sys.C)
+    values, expected = hsv.hankel_singular_values(sys), elimination_values(sys)
+    assert outcomes[0] is False
+    np.testing.assert_allclose(values, expected, atol=1e-14 * expected[0])
+    assert np.sum(values < 1e-14 * values[0]) >= 4
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e-9])
+def test_the_compiled_pairs_are_the_reference(spread, rng):
+    logs = -spread * rng.uniform(0.1, 3, (3, 9)) + 1j * spread * rng.uniform(-7, 7, (3, 9))
+    logs[1, :2] = -800.0 + 2j, -0.5 + 2j  # a pole that underflows
+    gaps, pairs = _kernels.log_pole_pairs(logs)
+    expected_gaps, expected_pairs = _reference.log_pole_pairs(logs)
+    np.testing.assert_allclose(gaps, expected_gaps, rtol=2e-14)
+    np.testing.assert_allclose(pairs, expected_pairs, rtol=2e-15)
+
+    first, second = rng.normal(size=(2, 3, 9, 9, 2)) @ [1, 1j]
+    both = [x.copy() for x in (first, second)]
+    _kernels.divide_by_log_pole_pairs(logs, first, second)
+    _reference.divide_by_log_pole_pairs(logs, *both)
+    np.testing.assert_allclose(first, both[0], rtol=2e-14)
+    np.testing.assert_allclose(second, both[1], rtol=2e-14)
 
 
 @pytest.mark.parametrize(("batch", "n", "m"), [(1, 1, 1), (3, 5, 1), (2, 6, 4), (1, 40, 3), (0, 4, 2)])
