@@ -1,9 +1,9 @@
 """One LRU training step beside the same step with the recurrence in plain PyTorch, measured in turn in one run.
 
-``python -m asv_benchmarks.lru_step [--threads 2] [--rounds 30] [--configuration smnist|digits] [--cpu-time]``
+``python -m asv_benchmarks.lru_step [--threads 2] [--rounds 30] [--configuration smnist|digits|scifar] [--cpu-time]``
 
-Forward, cross entropy, backward and AdamW of a classifier with one block: Linear(1, H), LayerNorm, LRU, GELU, dropout, GLU,
-dropout, residual, mean over time, Linear(H, 10). Every variant is the same model with the same parameters; "no recurrence" is
+Forward, cross entropy, backward and AdamW of a classifier: Linear(1, H), blocks of LayerNorm, LRU, GELU, dropout, GLU,
+dropout, residual, then mean over time, Linear(H, 10). Every variant is the same model with the same parameters; "no recurrence" is
 the step without any and bounds from below what a variant can reach.
 """
 
@@ -19,9 +19,18 @@ from torch import Tensor, nn
 import hsv_torch
 from asv_benchmarks.scan_peers import PLAIN
 
-# name: (length, channels, batch, numbers of states)
-CONFIGURATIONS = {"smnist": (784, 8, 50, (256, 28, 13)), "digits": (64, 8, 50, (64, 13))}
+# name: (length, channels, batch, blocks, numbers of states)
+CONFIGURATIONS = {
+    "smnist": (784, 8, 50, 1, (256, 28, 13)),
+    "digits": (64, 8, 50, 1, (64, 13)),
+    "scifar": (1024, 512, 4, 6, (384, 92)),
+}
 OURS = ("hsv_torch auto", "hsv_torch scan", "hsv_torch convolution")
+
+
+def feasible(variant: str, width: int) -> bool:
+    """Whether a variant fits in memory: a convolution's kernel has H x H x L numbers a block."""
+    return "convolution" not in variant or width < 64
 
 
 class PlainLRU(hsv_torch.LRU):
@@ -34,32 +43,46 @@ class PlainLRU(hsv_torch.LRU):
         return y if self.recurrence is None else y + self.recurrence(x, *self._system())
 
 
-class Classifier(nn.Module):
-    """The network of the smallest published configuration."""
+class Block(nn.Module):
+    """A layer with what stands around it in the published networks."""
 
     def __init__(self, layer: nn.Module, width: int) -> None:
         super().__init__()
-        self.encoder, self.norm, self.layer = nn.Linear(1, width), nn.LayerNorm(width), layer
-        self.glu, self.head = nn.Linear(width, 2 * width), nn.Linear(width, 10)
+        self.norm, self.layer, self.glu = nn.LayerNorm(width), layer, nn.Linear(width, 2 * width)
         self.dropout = nn.Dropout(0.1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.encoder(x)
         y = self.dropout(nn.functional.gelu(self.layer(self.norm(x))))
-        y = self.dropout(nn.functional.glu(self.glu(y), dim=-1))
-        return self.head((x + y).mean(1))
+        return x + self.dropout(nn.functional.glu(self.glu(y), dim=-1))
 
 
-def training_step(variant: str, *, length: int, width: int, batch: int, n_states: int) -> Callable[[], None]:
+class Classifier(nn.Module):
+    """The network of the published configurations."""
+
+    def __init__(self, layers: list[nn.Module], width: int) -> None:
+        super().__init__()
+        self.encoder, self.head = nn.Linear(1, width), nn.Linear(width, 10)
+        self.blocks = nn.Sequential(*(Block(layer, width) for layer in layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.encoder(x)).mean(1))
+
+
+def training_step(
+    variant: str, *, length: int, width: int, batch: int, n_states: int, blocks: int = 1
+) -> Callable[[], None]:
     """Return a function that does one step on fixed random data."""
     torch.manual_seed(0)
     kind, _, mode = variant.partition(" ")
-    if kind == "hsv_torch":
-        layer: nn.Module = hsv_torch.LRU(width, n_states, mode=mode)
-    else:
-        layer = PlainLRU(width, n_states)
-        layer.recurrence = PLAIN.get(variant)
-    model = Classifier(layer, width)
+
+    def layer() -> nn.Module:
+        if kind == "hsv_torch":
+            return hsv_torch.LRU(width, n_states, mode=mode)
+        plain = PlainLRU(width, n_states)
+        plain.recurrence = PLAIN.get(variant)
+        return plain
+
+    model = Classifier([layer() for _ in range(blocks)], width)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4)
     x, target = torch.randn(batch, length, 1), torch.randint(10, (batch,))
 
@@ -105,11 +128,13 @@ def main() -> None:
         f"{arguments.threads} threads, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}; milliseconds: median (least)"
     )
     for name in arguments.configuration or CONFIGURATIONS:
-        length, width, batch, sizes = CONFIGURATIONS[name]
+        length, width, batch, blocks, sizes = CONFIGURATIONS[name]
         for n_states in sizes:
-            plain = list(PLAIN)[:1] if arguments.fastest_only else list(PLAIN)
-            variants = [*OURS, *plain, "no recurrence"]
-            size = {"length": length, "width": width, "batch": batch, "n_states": n_states}
+            plain = [way for way in PLAIN if feasible(way, width)]
+            if arguments.fastest_only:
+                plain = plain[:1]
+            variants = [*(variant for variant in OURS if feasible(variant, width)), *plain, "no recurrence"]
+            size = {"length": length, "width": width, "batch": batch, "n_states": n_states, "blocks": blocks}
             times = measure({v: training_step(v, **size) for v in variants}, arguments.rounds, clock)
             chosen = hsv_torch.LRU(width, n_states).chosen_mode(batch, length)
             print(f"\n{name}: L {length}, H {width}, batch {batch}, {n_states} states; auto is the {chosen}")

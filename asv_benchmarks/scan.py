@@ -69,9 +69,9 @@ class TrainingStep:
     timeout = 120
 
     def setup(self, states, library):
-        length, width, batch, _ = CONFIGURATIONS["smnist"]
+        length, width, batch, blocks, _ = CONFIGURATIONS["smnist"]
         variant = "hsv_torch auto" if library == "hsv_torch" else library
-        self.step = training_step(variant, length=length, width=width, batch=batch, n_states=states)
+        self.step = training_step(variant, length=length, width=width, batch=batch, n_states=states, blocks=blocks)
         self.step()
 
     def time_step(self, states, library):
