@@ -1,6 +1,7 @@
 """Gramians, Hankel singular values and balanced model reduction for NumPy, CuPy and torch arrays."""
 
 from hsv import time_varying
+from hsv._backends import Backend, Backends, backends, require_backend
 from hsv._descriptor import (
     from_descriptor,
     solve_generalized_continuous_lyapunov,
@@ -54,6 +55,8 @@ from hsv.plotting import plot_hankel_values, plot_poles, plot_sigma
 __version__ = "0.1.0"
 
 __all__ = [
+    "Backend",
+    "Backends",
     "DiagonalStateSpace",
     "DtypeError",
     "ErrorBound",
@@ -76,6 +79,7 @@ __all__ = [
     "Threshold",
     "UnstableSystemError",
     "as_rule",
+    "backends",
     "balance",
     "balanced_truncation",
     "balancing_free_truncation",
@@ -108,6 +112,7 @@ __all__ = [
     "plot_sigma",
     "real_part",
     "reduce_stable_part",
+    "require_backend",
     "save",
     "singular_perturbation",
     "solve_continuous_lyapunov",

@@ -178,6 +178,19 @@ def in_host_memory(x: Array) -> bool:
     return bool(array_api_compat.is_numpy_array(x)) or (array_api_compat.is_torch_array(x) and x.device.type == "cpu")
 
 
+def in_cuda_memory(x: Array) -> bool:
+    """Tell whether CUDA kernels can read the array in place: CuPy's, and torch's on such a device."""
+    return bool(array_api_compat.is_cupy_array(x)) or (array_api_compat.is_torch_array(x) and x.device.type == "cuda")
+
+
+def flat_memory(x: Array) -> Array:
+    """Return the numbers in one axis, one after the other in memory, for a kernel to read: a view where that is possible."""
+    if array_api_compat.is_torch_array(x):
+        return x.detach().resolve_conj().resolve_neg().reshape(-1).contiguous()
+    xp = namespace(x)
+    return xp.ascontiguousarray(xp.reshape(x, (-1,)))
+
+
 def on_host(function: Callable[..., Any], *arrays: Array, reason: str) -> Any:
     """Run NumPy code on host copies of the arrays and give its arrays back where they came from.
 

@@ -1,0 +1,275 @@
+"""The GPU's kernels, simulated on the host, against plain references, element by element; and how they would be launched."""
+
+import concurrent.futures
+import importlib.util
+import multiprocessing
+import types
+
+import mpmath
+import numpy as np
+import pytest
+
+from hsv import _cauchy
+from tests.hsv import cuda_simulator
+from tests.hsv.exact import diagonal_hankel_values
+from tests.hsv.reference_systems import complex_normal
+from tests.tolerances import tolerance
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("numba_cuda") is None,
+    reason="numba-cuda, whose simulator runs the kernels, is not installed",
+)
+
+H100 = 227 * 1024  # bytes of shared memory for a block
+DISCRETE, LOGS, CONTINUOUS = 0, 1, 2
+NAMES = {DISCRETE: "discrete", LOGS: "logarithms", CONTINUOUS: "continuous"}
+
+
+@pytest.fixture(scope="module")
+def simulate():
+    """Run a function of `cuda_simulator` in the process of the simulator, which Numba only chooses when it is imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NUMBA_ENABLE_CUDASIM", "1")
+        pool = concurrent.futures.ProcessPoolExecutor(
+            1, mp_context=multiprocessing.get_context("spawn"), initializer=cuda_simulator.start
+        )
+        with pool:
+            pool.submit(cuda_simulator.start).result()  # the process starts here, with the variable
+            yield lambda name, *arguments: pool.submit(getattr(cuda_simulator, name), *arguments).result(timeout=120)
+
+
+def draw(rng, kind, n, *, complex_, batch=2):
+    """Poles (their logarithms where the kind says so), well inside and near the boundary."""
+    radius = rng.uniform(0.3, 0.9999, (batch, n))
+    angle = rng.uniform(0, 0.5, (batch, n)) if complex_ else 0.0
+    if kind == CONTINUOUS:
+        return -rng.uniform(1e-3, 1.0, (batch, n)) + (1j * angle if complex_ else 0.0)
+    logs = np.log(radius) + (1j * angle if complex_ else 0.0)
+    return logs if kind == LOGS else np.exp(logs)
+
+
+def gaps_of(kind, poles):
+    return _cauchy._denominators(NAMES[kind], poles[..., None])[..., 0, 0].real.copy()
+
+
+def generators_of(rng, n, m, *, complex_, batch=2):
+    return complex_normal(rng, (batch, n, m)) if complex_ else rng.normal(size=(batch, n, m))
+
+
+class TestFactors:
+    @pytest.mark.parametrize("m", [1, 3])
+    @pytest.mark.parametrize("kind", [DISCRETE, LOGS, CONTINUOUS], ids=NAMES.values())
+    @pytest.mark.parametrize("complex_", [True, False], ids=["complex", "real"])
+    def test_entries_are_those_of_the_plain_elimination(self, simulate, complex_, kind, m, rng):
+        n = 6
+        poles, G = draw(rng, kind, n, complex_=complex_), generators_of(rng, n, m, complex_=complex_)
+        expected = _cauchy._eliminate(G, *_cauchy._pairs(NAMES[kind], poles))
+        for memory in (0, H100):
+            found, plan = simulate("factor", poles, gaps_of(kind, poles), G, kind, memory)
+            assert plan.in_shared == (memory > 0,)
+            if m == 1:  # products alone: every entry
+                np.testing.assert_allclose(found, expected, rtol=tolerance(float))
+            else:  # every column, next to its largest entry
+                scale = np.abs(expected).max(axis=-2, keepdims=True)
+                np.testing.assert_allclose(found / scale, expected / scale, atol=tolerance(float, factor=1e4))
+
+    def test_one_state(self, simulate, rng):
+        for complex_ in (True, False):
+            poles, G = draw(rng, DISCRETE, 1, complex_=complex_), generators_of(rng, 1, 1, complex_=complex_)
+            gaps = gaps_of(DISCRETE, poles)
+            found, _ = simulate("factor", poles, gaps, G, DISCRETE, H100)
+            np.testing.assert_allclose(found, G / np.sqrt(gaps)[..., None], rtol=1e-14)
+
+    def test_equal_poles_and_states_without_input_leave_columns_of_zeros(self, simulate):
+        poles, G = np.array([[0.5, 0.5, 0.9]]), np.array([[[3.0], [4.0], [0.0]]])
+        found, _ = simulate("factor", poles, gaps_of(DISCRETE, poles), G, DISCRETE, H100)
+        np.testing.assert_allclose(found[0], [[3 / 0.75**0.5, 0, 0], [4 / 0.75**0.5, 0, 0], [0, 0, 0]], rtol=1e-15)
+        nothing, _ = simulate("factor", poles, gaps_of(DISCRETE, poles), 0 * G, DISCRETE, H100)
+        np.testing.assert_array_equal(nothing, 0.0)
+
+    @pytest.mark.parametrize("m", [1, 2])
+    def test_sizes_whose_squares_overflow_or_underflow(self, simulate, m, rng):
+        poles, G = draw(rng, DISCRETE, 4, complex_=True), generators_of(rng, 4, m, complex_=True)
+        gaps = gaps_of(DISCRETE, poles)
+        plain, _ = simulate("factor", poles, gaps, G, DISCRETE, H100)
+        for scale in (2.0**-900, 2.0**900):
+            found, _ = simulate("factor", poles, gaps, G * scale, DISCRETE, H100)
+            np.testing.assert_array_equal(found / scale, plain)
+
+    def test_columns_fall_far_below_the_root_of_the_smallest_number(self, simulate):
+        """Close poles: the last column is 1e-200 of the first, its square would be zero."""
+        poles = 0.5 + 1e-12 * np.array(
+            [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0]]
+        )
+        G = np.ones((1, 17, 1))
+        found, _ = simulate("factor", poles, gaps_of(DISCRETE, poles), G, DISCRETE, H100)
+        columns = np.abs(found[0]).max(axis=0)
+        assert 0 < columns[-1] < 1e-170
+        expected = _cauchy._eliminate(G, *_cauchy._pairs("discrete", poles))[
+            0
+        ]  # loses the last ones, whose squares vanish
+        kept = np.abs(expected).max(axis=0) > 1e-140
+        np.testing.assert_allclose(found[0][:, kept], expected[:, kept], rtol=1e-10)
+
+
+class TestDecompositions:
+    @pytest.mark.parametrize("complex_", [True, False], ids=["complex", "real"])
+    @pytest.mark.parametrize("n", [1, 2, 3, 7])
+    def test_against_lapack_in_every_memory(self, simulate, n, complex_, rng):
+        M = generators_of(rng, n, n, complex_=complex_)
+        expected = np.linalg.svd(M, compute_uv=False)
+        plans = [_plan(n, complex_, memory) for memory in range(0, 10**5, 8)]
+        one = 8 * next(i for i, plan in enumerate(plans) if plan.in_shared == (True, False))
+        for memory, where in ((10**6, (True, True)), (one, (True, False)), (0, (False, False))):
+            left, values, right, converged, plan = simulate("decomposition", M, True, memory)
+            assert converged
+            assert plan.in_shared == where
+            np.testing.assert_allclose(values, expected, atol=1e-14 * n * expected.max())
+            for basis in (left, right):
+                np.testing.assert_allclose(
+                    basis.conj().swapaxes(-1, -2) @ basis, np.broadcast_to(np.eye(n), M.shape), atol=1e-14 * n
+                )
+            np.testing.assert_allclose((left * values[:, None, :]) @ right, M, atol=1e-14 * n * expected.max())
+        alone = simulate("decomposition", M, False, 10**6)[1]
+        np.testing.assert_array_equal(alone, simulate("decomposition", M, False, 0)[1])
+        np.testing.assert_allclose(alone, expected, atol=1e-14 * n * expected.max())
+
+    @pytest.mark.parametrize("complex_", [True, False], ids=["complex", "real"])
+    def test_graded_matrices_keep_the_digits_of_every_value(self, simulate, complex_, rng):
+        """Rows and columns over 290 orders of magnitude together; the truth in 700 digits."""
+        Z = generators_of(rng, 5, 5, complex_=complex_, batch=1)[0]
+        M = 10.0 ** -np.linspace(0, 150, 5)[:, None] * Z * 10.0 ** -np.linspace(0, 140, 5)
+        with mpmath.workdps(700):
+            decompose = mpmath.svd_c if complex_ else mpmath.svd_r
+            exact = np.array([float(x) for x in decompose(mpmath.matrix(M.tolist()), compute_uv=False)])
+        assert exact[-1] < 1e-285 * exact[0]
+        left, values, right, converged, _ = simulate("decomposition", M[None], True, H100)
+        assert converged
+        np.testing.assert_allclose(values[0], exact, rtol=1e-13)
+        np.testing.assert_allclose(left[0].conj().T @ left[0], np.eye(5), atol=1e-14)
+        np.testing.assert_allclose(right[0].conj().T @ right[0], np.eye(5), atol=1e-14)
+
+    def test_columns_whose_squares_vanish_are_not_taken_for_zero(self, simulate):
+        M = np.array([[[1.0, 1.0], [0.0, 1e-200]]])
+        left, values, right, _, _ = simulate("decomposition", M, True, H100)
+        np.testing.assert_allclose(values, [[2**0.5, 1e-200 / 2**0.5]], rtol=1e-14)
+        np.testing.assert_allclose(np.abs(right[0]), 0.5**0.5 * np.ones((2, 2)), rtol=1e-14)
+        np.testing.assert_allclose(np.abs(left[0]), np.eye(2), atol=1e-15)
+
+    def test_matrices_without_full_rank(self, simulate, rng):
+        u, v = complex_normal(rng, (4, 1)), complex_normal(rng, (1, 4))
+        M = np.stack([np.zeros((4, 4), complex), u @ v, np.diag([0, 2.0, 0, 1.0]) + 0j])
+        left, values, right, converged, _ = simulate("decomposition", M, True, H100)
+        assert converged
+        expected = [[0, 0, 0, 0], [np.linalg.norm(u) * np.linalg.norm(v), 0, 0, 0], [2, 1, 0, 0]]
+        np.testing.assert_allclose(values, expected, atol=1e-14)
+        np.testing.assert_allclose((left * values[:, None, :]) @ right, M, atol=1e-14)
+        np.testing.assert_allclose(left.conj().swapaxes(-1, -2) @ left, np.broadcast_to(np.eye(4), M.shape), atol=1e-14)
+        np.testing.assert_array_equal(right[0], 0.0)  # nothing belongs to an exact 0
+
+    def test_values_that_coincide(self, simulate, rng):
+        Q = np.linalg.qr(complex_normal(rng, (6, 6)))[0]
+        M = (Q * [3, 3, 3, 1, 1, 1]) @ Q.conj().T
+        left, values, right, converged, _ = simulate("decomposition", M[None], True, H100)
+        assert converged
+        np.testing.assert_allclose(values[0], [3, 3, 3, 1, 1, 1], rtol=1e-14)
+        np.testing.assert_allclose((left * values[:, None, :]) @ right, M[None], atol=1e-14)
+
+    def test_extreme_sizes(self, simulate, rng):
+        M = rng.normal(size=(1, 4, 4))
+        plain = simulate("decomposition", M, False, H100)[1]
+        for scale in (2.0**-900, 2.0**900):
+            np.testing.assert_array_equal(simulate("decomposition", M * scale, False, H100)[1] / scale, plain)
+
+
+def _plan(n, complex_, memory):
+    return _kernels().decomposition_plan(n, is_complex=complex_, with_vectors=True, most_shared=memory)
+
+
+def _kernels():
+    from hsv._kernels import _cuda  # not where the file is collected: numba-cuda may be missing
+
+    return _cuda
+
+
+class TestWholeSystems:
+    @pytest.mark.parametrize("kind", [DISCRETE, LOGS, CONTINUOUS], ids=NAMES.values())
+    def test_hankel_values_have_full_relative_accuracy(self, simulate, kind, rng):
+        """One input and output, a narrow phase: values over ten orders of magnitude, to 13 digits each."""
+        n = 9
+        poles = draw(rng, kind, n, complex_=True, batch=1)
+        B, C = generators_of(rng, n, 1, complex_=True, batch=1), generators_of(rng, n, 1, complex_=True, batch=1)
+        gaps = gaps_of(kind, poles)
+        Lc, _ = simulate("factor", poles, gaps, B, kind, H100)
+        Lo, _ = simulate("factor", poles.conj(), gaps, C, kind, H100)
+        values = simulate("decomposition", Lo.conj().swapaxes(-1, -2) @ Lc, False, H100)[1][0]
+        exact = diagonal_hankel_values(
+            poles[0], B[0], C[0].conj().T, log_poles=kind == LOGS, discrete=kind != CONTINUOUS
+        )
+        assert exact[-1] < 1e-6 * exact[0]
+        np.testing.assert_allclose(values, exact, rtol=1e-13)
+
+
+class TestPlans:
+    """Every size must fit the device: numbers of threads, bytes of shared memory, registers (256 threads may have all there are)."""
+
+    @pytest.mark.parametrize("most_shared", [48 * 1024, 99 * 1024, H100])
+    @pytest.mark.parametrize("complex_", [True, False])
+    def test_every_size_is_within_the_limits(self, most_shared, complex_):
+        plans = _kernels()
+        for n in range(1, plans.MOST_STATES + 1):
+            for m in (1, n):
+                plan = plans.factor_plan(n, m, is_complex=complex_, most_shared=most_shared)
+                assert n <= plan.threads <= 256
+                assert plan.shared_bytes <= most_shared
+            for vectors in (True, False):
+                plan = plans.decomposition_plan(n, is_complex=complex_, with_vectors=vectors, most_shared=most_shared)
+                assert n <= plan.threads <= 256
+                assert plan.threads >= (n + 1) // 2
+                assert plan.row >= n
+                assert plan.shared_bytes <= most_shared
+
+    def test_64_complex_states_stay_on_the_chip_of_an_h100(self):
+        plans = _kernels()
+        alone = plans.decomposition_plan(64, is_complex=True, with_vectors=False, most_shared=H100)
+        assert alone.in_shared[0]
+        assert 2 * (alone.shared_bytes + 1024) <= 228 * 1024  # two blocks a multiprocessor
+        assert plans.decomposition_plan(64, is_complex=True, with_vectors=True, most_shared=H100).in_shared == (
+            True,
+            True,
+        )
+
+    def test_shared_memory_beyond_48_kib_is_asked_for(self, monkeypatch):
+        """What Numba leaves to its caller, on a stand-in for the driver."""
+        plans = _kernels()
+        asked = []
+
+        class Kernel:
+            pass
+
+        success = types.SimpleNamespace(name="CUDA_SUCCESS")
+        refused = types.SimpleNamespace(name="CUDA_ERROR_INVALID_VALUE")
+        driver = types.SimpleNamespace(
+            CUfunction_attribute=types.SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8),
+            CUresult=types.SimpleNamespace(CUDA_SUCCESS=success),
+            CUkernel=Kernel,
+            CUdevice=lambda i: i,
+            cuKernelSetAttribute=lambda *a: asked.append(("kernel", *a)) or (success,),
+            cuFuncSetAttribute=lambda *a: asked.append(("function", *a)) or (refused,),
+        )
+        monkeypatch.setattr(plans, "import_module", lambda name: driver)
+        monkeypatch.setattr(
+            plans, "cuda", types.SimpleNamespace(get_current_device=lambda: types.SimpleNamespace(id=3))
+        )
+
+        def with_handle(handle):
+            library = types.SimpleNamespace(get_cufunc=lambda: types.SimpleNamespace(handle=handle))
+            return types.SimpleNamespace(overloads={"signature": types.SimpleNamespace(library=library)})
+
+        kernel = Kernel()
+        plans._allow_shared_bytes(with_handle(kernel), 48 * 1024)
+        assert asked == []
+        plans._allow_shared_bytes(with_handle(kernel), 49 * 1024)
+        assert asked == [("kernel", 8, 49 * 1024, kernel, 3)]
+        with pytest.raises(RuntimeError, match=r"refuses 300000 bytes .* CUDA_ERROR_INVALID_VALUE"):
+            plans._allow_shared_bytes(with_handle("older"), 300000)
