@@ -2,8 +2,7 @@
 
     python examples/million_systems.py --systems 1000000
 
-A task makes a chunk of random relaxation systems (what a layer of a network would hold) and reduces all of it in one call. The same `client.map`
-works on a cluster of many machines: pass its address with --scheduler.
+A task makes a chunk of random systems and reduces it in one call. With --scheduler it runs on a cluster of many machines.
 """
 
 import argparse
@@ -23,8 +22,8 @@ def reduce_chunk(seed: int, n_systems: int, n_states: int, tolerance: float = 1e
     B, C = rng.standard_normal((2, n_systems, n_states))
     sys = hsv.DiagonalStateSpace(poles, B[..., None], C[..., None, :], dt=True)
     red = hsv.balanced_truncation(sys, hsv.Threshold(tolerance))
-    relative = red.error_bound / red.hankel_singular_values[:, 0]
-    return np.bincount(red.orders, minlength=n_states + 1), float(relative.max())
+    largest = float((red.error_bound / red.hankel_singular_values[:, 0]).max())
+    return np.bincount(red.orders, minlength=n_states + 1), largest
 
 
 def main() -> None:
@@ -47,9 +46,8 @@ def main() -> None:
         results = [result for _, result in as_completed(tasks, with_results=True)]
         seconds = time.perf_counter() - start
     orders = sum(counts for counts, _ in results)
-    print(
-        f"\n{orders.sum():,} systems of {args.states} states in {seconds:.1f} s: {orders.sum() / seconds:,.0f} systems per second"
-    )
+    rate = args.systems / seconds
+    print(f"\n{orders.sum():,} systems of {args.states} states in {seconds:.1f} s: {rate:,.0f} systems per second")
     for order, count in enumerate(orders):
         if count:
             print(f"order {order}: {count / orders.sum():7.2%} {'#' * round(50 * count / orders.max())}")
