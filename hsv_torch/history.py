@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -148,6 +150,29 @@ class Event:
         """Whether some layer has fewer states than before."""
         return any(record.outcome == "cut" for record in self.layers)
 
+    def scalars(self) -> dict[str, float]:
+        """What a logger shows over the steps: of each layer states, Hankel sum, error bound and drift; the guard's metric; seconds spent.
+
+        For TensorBoard, ``for name, value in event.scalars().items(): writer.add_scalar(name, value, event.step)``; for Weights & Biases,
+        ``wandb.log(event.scalars(), step=event.step)``.
+        """
+        numbers: dict[str, float | None] = {
+            "compression/seconds": self.seconds,
+            "compression/undone": float(self.undone),
+            "compression/metric_before": self.metric_before,
+            "compression/metric_after": self.metric_after,
+        }
+        for record in self.layers:
+            sigma, drift = record.hankel_singular_values, record.drift
+            numbers |= {
+                f"states/{record.layer}": record.n_states_after,
+                f"hankel_sum/{record.layer}": None if sigma is None else float(sigma.sum()),
+                f"error_bound/{record.layer}": record.error_bound,
+                f"drift/{record.layer}": None if drift is None else drift.largest_change,
+                f"drift_bound/{record.layer}": None if drift is None else drift.bound,
+            }
+        return {name: float(value) for name, value in numbers.items() if value is not None and math.isfinite(value)}
+
     def to_dict(self) -> dict[str, Any]:
         """Numbers, strings, lists; without the parameters."""
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "replaced"}
@@ -231,6 +256,18 @@ class History:
             "steps_timed": self.steps_timed,
             "step_seconds": self.step_seconds,
         }
+
+    def to_json(self) -> str:
+        """The same as one JSON text; numbers that JSON does not have (a bound that is infinite, a metric that is NaN) become null."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, float) and not math.isfinite(value):
+                return None
+            if isinstance(value, Mapping):
+                return {key: plain(item) for key, item in value.items()}
+            return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+        return json.dumps(plain(self.to_dict()), allow_nan=False)
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> History:
