@@ -191,17 +191,23 @@ def flat_memory(x: Array) -> Array:
     return xp.ascontiguousarray(xp.reshape(x, (-1,)))
 
 
+def say_copied(x: Array, reason: str, *, stacklevel: int = 3) -> None:
+    """Warn, once for each reason, that arrays of another device than the host are copied there and back."""
+    where = str(device(x))
+    if "cpu" in where.lower() or reason in _warned_host_copy:
+        return
+    _warned_host_copy.add(reason)
+    warnings.warn(
+        f"{reason} runs on the host: arrays on {where} are copied there and back", UserWarning, stacklevel=stacklevel
+    )
+
+
 def on_host(function: Callable[..., Any], *arrays: Array, reason: str) -> Any:
     """Run NumPy code on host copies of the arrays and give its arrays back where they came from.
 
     Warns once for each reason if the arrays live on another device.
     """
-    where = str(device(arrays[0]))
-    if "cpu" not in where.lower() and reason not in _warned_host_copy:
-        _warned_host_copy.add(reason)
-        warnings.warn(
-            f"{reason} runs on the host: arrays on {where} are copied there and back", UserWarning, stacklevel=3
-        )
+    say_copied(arrays[0], reason, stacklevel=4)
     result = function(*(to_host(a) for a in arrays))
     if isinstance(result, tuple):
         return tuple(from_host(r, arrays[0]) if isinstance(r, np.ndarray) else r for r in result)

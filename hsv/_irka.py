@@ -9,7 +9,7 @@ import numpy as np
 import scipy.linalg
 import scipy.optimize
 
-from hsv._array import from_host, is_complex, real, round_to, to_host
+from hsv._array import from_host, is_complex, real, round_to, say_copied, to_host
 from hsv._errors import HsvError, OrderError, OrderWarning
 from hsv._norms import h2_norm
 from hsv._order import ErrorBound, Rule, as_rule
@@ -81,6 +81,7 @@ def irka(sys: LinearSystem, rule: Rule | int, *, max_iterations: int = 100, tole
         raise OrderError(
             "ErrorBound asks for a bound, which H2-optimal reduction does not have; use hsv.balanced_truncation"
         )
+    say_copied(sys.B, "the iteration for H2-optimal reduction")
     double = in_double_precision(sys)
     start = balanced_truncation(double, rule)
     orders = to_host(start.orders)

@@ -9,7 +9,18 @@ from typing import Any
 import numpy as np
 
 from hsv import _kernels
-from hsv._array import Array, conjugate_transpose, from_host, namespace, real, round_to, squared_modulus, to_host, widen
+from hsv._array import (
+    Array,
+    conjugate_transpose,
+    from_host,
+    namespace,
+    real,
+    round_to,
+    say_copied,
+    squared_modulus,
+    to_host,
+    widen,
+)
 from hsv._errors import HsvError, ShapeError
 from hsv._gramians import check_horizon, controllability_gramian, factor, require_stable
 from hsv._hankel import hankel_singular_values
@@ -210,6 +221,7 @@ def _largest_gain(*systems: LinearSystem) -> Array:
     batch = np.broadcast_shapes(*(s.batch_shape for s in systems))
     for s in systems:
         require_stable(s)
+    say_copied(first.B, "the search for the largest gain", stacklevel=4)
     difference = _Difference.of(systems, batch)
     gain = _exceed_nowhere(difference, _peak(difference)).reshape(batch)
     return round_to(from_host(gain, first.B), real(first.B))

@@ -15,12 +15,14 @@ from hsv._array import (
     device,
     eye,
     from_host,
+    in_host_memory,
     namespace,
     real,
     round_to,
     to_host,
     widen,
 )
+from hsv._doubling import is_stable
 from hsv._errors import HsvError, OrderError, OrderWarning
 from hsv._hankel import from_real_coordinates, gramian_factors
 from hsv._order import ErrorBound, Order, Rule, as_rule
@@ -345,7 +347,9 @@ def round_up(bound: Array, sys: LinearSystem) -> Array:
 
 
 def check_stability(reduced: StateSpace, sigma: np.ndarray, orders: np.ndarray) -> None:
-    """The promise of balanced reductions, checked on the rounded result."""
+    """The promise of balanced reductions, checked on the rounded result: on its device if powers prove it, else by the eigenvalues."""
+    if not in_host_memory(reduced.A) and is_stable(widen(reduced.A), discrete=reduced.is_discrete):
+        return
     margin = to_host(stability_margin(reduced))
     if np.all(margin > 0):
         return
