@@ -3,6 +3,7 @@
 ``reference`` has the same functions in a few lines of plain PyTorch, differentiable any number of times.
 """
 
+from hsv_torch.scan import _cuda as _cuda  # makes the kernels known to the operators
 from hsv_torch.scan import reference
 from hsv_torch.scan._attention import gated_linear_attention
 from hsv_torch.scan._diagonal import choose_mode, diagonal_state_space

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hsv import DtypeError, ShapeError
-from hsv_torch.scan import _operators
+from hsv_torch.scan import _linear, _operators
 from hsv_torch.scan._convolution import convolve, impulse_response
 from hsv_torch.scan._linear import has_kernel, linear_scan
 from hsv_torch.scan._precision import COMPLEX, HALF, without_autocast
@@ -33,6 +33,25 @@ def _cost(*, batch: int, length: int, n_states: int, n_inputs: int, n_outputs: i
     }
 
 
+def _gpu_cost(*, batch: int, length: int, n_states: int, n_inputs: int, n_outputs: int) -> dict[str, float]:
+    """Nanoseconds of a forward and a backward pass of each way on a GPU of 2.5 TB/s and 40 TFLOP/s in float32, by counting.
+
+    Bytes and operations, 5 us for each launch. The two rates are what an H100's data sheet leaves to expect; nothing here has been measured on
+    a GPU yet.
+    """
+    byte, operation, launch = 1 / 2500, 1 / 40e3, 5e3
+    steps, channels, product = batch * length, n_inputs + n_outputs, n_inputs * n_outputs
+    return {
+        # Complex states go through memory 11 times; six products of matrices, two real operations for each of two parts.
+        "scan": steps * n_states * (88 * byte + 12 * channels * operation) + 12 * launch,
+        # Some 25 passes over the transforms of signals, three products for each frequency; the same passes over those of the kernel, which
+        # are made by three products.
+        "convolution": steps * (100 * channels * byte + 24 * product * operation)
+        + length * product * (200 * byte + 12 * n_states * operation)
+        + 40 * launch,
+    }
+
+
 def choose_mode(
     *, batch: int, length: int, n_states: int, n_inputs: int, n_outputs: int, device: torch.device | str = "cpu"
 ) -> Mode:
@@ -40,8 +59,9 @@ def choose_mode(
 
     The scan's work grows with ``batch length n_states (n_inputs + n_outputs)``, the convolution's with
     ``length (batch (n_inputs + n_outputs) + n_states n_inputs n_outputs)``: it wins where many sequences or few channels share one
-    kernel, and there are many states. With 8 channels, 784 steps and 50 sequences the two meet at 79 states. Where the scan has
-    no kernel (every device but the CPU so far) the answer is always the convolution.
+    kernel, and there are many states. With 8 channels, 784 steps and 50 sequences the two meet at 79 states on the CPU. For CUDA devices the rule
+    counts bytes and operations; its constants come from a data sheet and have not been measured on a GPU yet. Where the scan
+    has no kernel (other devices, CUDA without Triton) the answer is always the convolution.
 
     Examples
     --------
@@ -49,10 +69,15 @@ def choose_mode(
     >>> choose_mode(**sizes, n_states=256), choose_mode(**sizes, n_states=28)
     ('convolution', 'scan')
     """
-    if torch.device(device).type != "cpu":
+    sizes = {"batch": batch, "length": length, "n_states": n_states, "n_inputs": n_inputs, "n_outputs": n_outputs}
+    kind = torch.device(device).type
+    if kind == "cpu":
+        cost = _cost(**sizes)
+        return "convolution" if cost["convolution"] < min(cost["fused"], cost["wide"]) else "scan"
+    if kind != "cuda" or not _linear.TRITON:
         return "convolution"
-    cost = _cost(batch=batch, length=length, n_states=n_states, n_inputs=n_inputs, n_outputs=n_outputs)
-    return "convolution" if cost["convolution"] < min(cost["fused"], cost["wide"]) else "scan"
+    cost = _gpu_cost(**sizes)
+    return "convolution" if cost["convolution"] < cost["scan"] else "scan"
 
 
 def diagonal_state_space(x: Tensor, log_poles: Tensor, B: Tensor, C: Tensor, *, mode: Mode) -> Tensor:
@@ -89,8 +114,9 @@ def diagonal_state_space(x: Tensor, log_poles: Tensor, B: Tensor, C: Tensor, *, 
 
     In float32 the scan rounds the poles, which moves the outputs by at most about ``1e-7 / (1 - |pole|)`` of their size; the convolution
     forms its powers from ``log_poles`` in float64 and does not. A scan's outputs do not depend on the number of threads. There
-    is no second derivative. On a device without a kernel the scan is a parallel scan in plain PyTorch between
-    matrix products, said once in a warning.
+    is no second derivative. On CUDA devices the scan is always matrix products around :func:`linear_scan`: with many channels they are
+    nearly all of the work, and with few the convolution is quicker than any scan. On a device without a kernel it is a parallel scan in
+    plain PyTorch between them, said once in a warning.
 
     Examples
     --------
@@ -124,7 +150,7 @@ def _outputs(x: Tensor, log_poles: Tensor, B: Tensor, C: Tensor, mode: Mode) -> 
     if mode == "convolution":
         return convolve(x, impulse_response(log_poles, B, C, x.shape[1]))
     poles = log_poles.exp()
-    if not has_kernel(x.device):
+    if not has_kernel(x.device) or x.device.type != "cpu":
         return _wide(x, poles, B, C)
     batch, length, n_inputs = x.shape
     cost = _cost(batch=batch, length=length, n_states=B.shape[0], n_inputs=n_inputs, n_outputs=C.shape[0])
@@ -136,7 +162,7 @@ def _outputs(x: Tensor, log_poles: Tensor, B: Tensor, C: Tensor, mode: Mode) -> 
 
 
 def _wide(x: Tensor, poles: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """For many channels, and without a kernel: real matrix products into and out of the states, real and imaginary parts side by side."""
+    """For many channels, on GPUs, and without a kernel: real matrix products into and out of the states, real and imaginary parts side by side."""
     n = poles.shape[0]
     drive = x @ torch.view_as_real(B).transpose(1, 2).reshape(2 * n, -1).mT  # (batch, length, 2n)
     states = linear_scan(poles, torch.view_as_complex(drive.unflatten(-1, (n, 2))))

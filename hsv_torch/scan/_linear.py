@@ -1,5 +1,6 @@
 """The linear recurrence over a time axis: one entry point for every device."""
 
+import importlib.util
 import warnings
 
 import torch
@@ -38,8 +39,12 @@ def linear_scan(a: Tensor, u: Tensor, initial: Tensor | None = None) -> Tensor:
     On the CPU a Numba kernel does the forward and the backward pass in one sweep through memory each, with
     :func:`torch.get_num_threads` threads over sequences and blocks of states; every state's sums run in the order of time, and
     the gradient of a shared ``a`` adds the sequences in order, so results do not depend on the number of threads. There is no
-    second derivative. Other devices have no kernel yet and take a parallel scan in plain PyTorch, ``2 log2(length)`` rounds of operations
-    on whole arrays and twice the loop's work, said once in a warning.
+    second derivative.
+
+    On CUDA devices a Triton kernel has a thread for each state of each sequence. Where these are few, it cuts the sequences into pieces, at
+    the price of reading ``u`` twice; the sums are then associated by pieces, which follow from the sizes alone. Other devices, and CUDA without
+    Triton, take a parallel scan in plain PyTorch, ``2 log2(length)`` rounds of operations on whole arrays and twice the loop's work, said once in a
+    warning.
 
     Examples
     --------
@@ -64,14 +69,18 @@ def linear_scan(a: Tensor, u: Tensor, initial: Tensor | None = None) -> Tensor:
     return h.to(dtype)
 
 
+TRITON = importlib.util.find_spec("triton") is not None
+
+
 def has_kernel(device: torch.device) -> bool:
     """Whether the scans have a kernel for this device; a warning, once, where they have not."""
-    if device.type == "cpu":
+    if device.type == "cpu" or (device.type == "cuda" and TRITON):
         return True
     if device.type not in _warned:
         _warned.add(device.type)
+        without = ", for Triton is not installed (`pip install triton`)" if device.type == "cuda" else " yet"
         warnings.warn(
-            f"the scans have no kernel for {device.type} yet: a parallel scan in plain PyTorch is used, which moves all states through "
+            f"the scans have no kernel for {device.type}{without}: a parallel scan in plain PyTorch is used, which moves all states through "
             'memory several times; time-invariant layers with mode="auto" or mode="convolution" avoid it',
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""The CPU kernels as PyTorch operators, each with its shapes for tracing and its own backward pass."""
+"""The CPU kernels as PyTorch operators, each with its shapes for tracing and its own backward pass; ``_cuda.py`` adds those of CUDA devices."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from hsv_torch.scan import _threads
+from hsv_torch.scan._triton import _launch
 
 # The tiling of the kernels, needed here for shapes while tracing, when Numba should stay out; a test compares them.
 N_BYTES = 64
@@ -243,6 +244,8 @@ def _parts(x: Tensor) -> int:
 
 
 def _selective_saved_shape(x: Tensor, n: int, save: bool) -> tuple[int, int, int, int]:
+    if x.device.type == "cuda":
+        return _launch.selective_saved_shape(x, n, save)
     chunks = -(-x.shape[1] // SELECTIVE_CHUNK) if save else 0
     return x.shape[0], -(-x.shape[2] // _lanes(x)), chunks, n * _lanes(x)
 
@@ -374,6 +377,8 @@ def _attention_parts(q: Tensor, v: Tensor) -> int:
 
 
 def _attention_saved_shape(q: Tensor, v: Tensor, save: bool) -> tuple[int, int, int, int]:
+    if v.device.type == "cuda":
+        return _launch.attention_saved_shape(q, v, save)
     chunks = -(-q.shape[1] // ATTENTION_CHUNK) if save else 0
     return q.shape[0] * chunks, v.shape[2], q.shape[3], v.shape[3]
 

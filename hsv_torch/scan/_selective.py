@@ -90,7 +90,11 @@ def selective_scan(
     chunk are computed again: no array has ``length d n`` elements. The exponentials are right to two units in the last place; where they are
     below 1.5 times the least normal number they are 0. There is no second derivative.
 
-    Other devices have no kernel yet and take a parallel scan in plain PyTorch, in chunks of time that are computed again in the backward
+    On CUDA devices a Triton kernel has the channels across its threads and takes the states of a chunk of time one after the other: the cost is
+    proportional to ``n``, whatever ``n`` is. It is one exponential a step, channel and state forward (two where
+    sequences and channels are too few to fill a GPU) and three backward. States are kept at the edges of chunks, of at most 256 MiB at a time.
+
+    Other devices, and CUDA without Triton, take a parallel scan in plain PyTorch, in chunks of time that are computed again in the backward
     pass, said once in a warning. It has derivatives of every order.
 
     Examples

@@ -3,13 +3,13 @@
 
 ``_states`` goes along time with a tile of the state of one head and leaves it at the edge of every chunk; with those every chunk is by itself,
 a few products of matrices (``_outputs``). Backward, ``_adjoints`` does the same against time for the gradient of the state, then
-``_values_gradient`` and ``_keys_gradient`` take every chunk by itself. With one decay a head a chunk has 64 steps, and the decay
-between any two of them is a matrix. With a decay for each key it has 16, and the pairs are gone through by the earlier step.
+``_outputs`` against time (for the values) and ``_keys_gradient`` take every chunk by itself. With one decay a head a chunk has 32 or 64 steps,
+and the decay between any two of them is a matrix. With a decay for each key it has 16, and the pairs are gone through by the earlier step.
 
 Every exponent is a sum of the logarithms of one stretch of time, never a difference of two sums: nothing overflows where the decay is
 fast, and ``-inf`` is a decay like any other. The gradient of the decay is summed in the same way, without cancellation.
 
-Products of matrices are accumulated in float32. Tiles are filled up with zeros to powers of two, 16 at least, which is what the units for them
+Products of matrices are accumulated in float32, from factors in float32, or in TensorFloat-32 where ``torch.backends.cuda.matmul.allow_tf32`` says so. Tiles are filled up with zeros to powers of two, 16 at least, which is what the units for them
 take; float64 has no such units and smaller tiles.
 """
 
@@ -82,7 +82,9 @@ def _scores(
             sums = tl.zeros([STEPS, KEYS], q.dtype)
             for j in range(STEPS):
                 s = STEPS - 1 - j  # the sums reach back one step further each time
-                g = tl.load(g_ptr + (first + s + 1) * g_row + i, mask=tl.where(i < n, last - first, 0) > s + 1, other=0.0)
+                g = tl.load(
+                    g_ptr + (first + s + 1) * g_row + i, mask=tl.where(i < n, last - first, 0) > s + 1, other=0.0
+                )
                 k = tl.load(k_ptr + (first + s) * row + i, mask=tl.where(i < n, last - first, 0) > s, other=0.0)
                 sums = tl.where(step[:, None] > s, sums + g[None, :], 0.0)
                 column = tl.sum(q * tl.exp(sums) * k[None, :], 1)
@@ -326,7 +328,9 @@ def _keys_gradient(
         sums = tl.zeros([STEPS, KEYS], q.dtype)
         for j in range(STEPS):
             s = STEPS - 1 - j
-            g_row_s = tl.load(g_ptr + (first + s + 1) * g_row + i, mask=tl.where(i < n, last - first, 0) > s + 1, other=0.0)
+            g_row_s = tl.load(
+                g_ptr + (first + s + 1) * g_row + i, mask=tl.where(i < n, last - first, 0) > s + 1, other=0.0
+            )
             k_row_s = tl.load(k_ptr + (first + s) * row + i, mask=tl.where(i < n, last - first, 0) > s, other=0.0)
             sums = tl.where(step[:, None] > s, sums + g_row_s[None, :], 0.0)
             column = tl.sum(tl.where(step[None, :] == s, d_scores, 0.0), 1)
@@ -358,17 +362,22 @@ def _power_of_two(size: int, most: int) -> int:
 
 def _sizes(q, v, log_decay) -> dict:
     """What every kernel is compiled for."""
-    n, p = q.shape[3], v.shape[3]
-    per_key, double = log_decay.ndim == 4, v.dtype == torch.float64
-    most = 16 if double else 64
-    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    per_key, tf32 = log_decay.ndim == 4, torch.backends.cuda.matmul.allow_tf32
+    if v.dtype == torch.float64:
+        precision, steps, most = "float64", 16, 16
+    elif tf32:
+        precision, steps, most = "tf32", 64, 64
+    else:
+        # Without the units for matrix products every operand is in registers, which larger tiles do not fit into.
+        precision, steps, most = "ieee", 32, 64 if per_key else 32
+    keys, values = _power_of_two(q.shape[3], most), _power_of_two(v.shape[3], most)
     return {
         "PER_KEY": per_key,
-        "PRECISION": "float64" if double else precision,
-        "STEPS": 16 if per_key or double else 64,
-        "KEYS": _power_of_two(n, most),
-        "VALUES": _power_of_two(p, most),
-        "num_warps": 4,
+        "PRECISION": precision,
+        "STEPS": 16 if per_key else steps,
+        "KEYS": keys,
+        "VALUES": values,
+        "num_warps": 8 if max(keys, values) > 32 else 4,
         "num_stages": 2,
         **OPTIONS,
     }
@@ -430,7 +439,24 @@ def backward(q, k, v, log_decay, saved, dy, d_state, has_initial):
             states = _edges(_states, k, v, log_decay, saved.clone(), sizes)
             adjoints = _edges(_adjoints, q, dy, log_decay, adjoint, sizes)
             dv = _values(q, k, dy, log_decay, adjoints, sizes, against=True)
-            arguments = q, k, v, log_decay, dy, states, adjoints, dq, dk, dg, length, groups, heads, n, p, states.shape[2]
+            arguments = (
+                q,
+                k,
+                v,
+                log_decay,
+                dy,
+                states,
+                adjoints,
+                dq,
+                dk,
+                dg,
+                length,
+                groups,
+                heads,
+                n,
+                p,
+                states.shape[2],
+            )
             _keys_gradient[blocks, states.shape[2], batch * heads](*arguments, **sizes)
         dq, dk = (_sum_of_heads(t, groups) for t in (dq, dk))
         dg = _sum_of_heads(dg, groups) if per_key else dg.sum(0)

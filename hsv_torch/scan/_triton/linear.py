@@ -1,4 +1,5 @@
 # mypy: ignore-errors
+# ruff: noqa: RUF005  Triton has no starred tuples
 """``h[t] = a[t] h[t-1] + u[t]`` on a GPU, real or complex.
 
 A thread has one state of one sequence. Where there are too few of those to fill the GPU, the sequences are cut into pieces: first every
@@ -15,7 +16,9 @@ import triton.language as tl
 
 from hsv_torch.scan._triton._launch import OPTIONS, ceil_div, on_device_of
 
-LANES = 2**17  # threads with loads on their way that hide the latency of memory on a large GPU; a constant, so that results repeat
+LANES = (
+    2**17
+)  # threads with loads on their way that hide the latency of memory on a large GPU; a constant, so that results repeat
 BLOCK = 128  # states of a program, one for each thread
 SHORTEST = 64  # steps of a piece: in shorter ones the ends would be as much work as the rest
 

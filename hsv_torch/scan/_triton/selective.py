@@ -1,4 +1,5 @@
 # mypy: ignore-errors
+# ruff: noqa: RUF005  Triton has no starred tuples
 """The selective scan on a GPU: ``h[t, c] = exp(delta[t, c] A[c]) h[t-1, c] + delta[t, c] x[t, c] B[t]``, ``y[t, c] = <C[t], h[t, c]>``.
 
 A thread has one or two channels, and a chunk of ``STEPS`` steps of them in registers. It goes through the states of the chunk one after
