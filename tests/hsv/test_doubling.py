@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hsv
+from hsv import _doubling
 from hsv._array import device, to_host
 from tests.hsv import reference_systems as known
 from tests.hsv import test_lyapunov
+from tests.hsv.another_device import ELSEWHERE, bring, move, record_copies
 from tests.hsv.exact import heat_equation_hankel_values
 from tests.hsv.test_lyapunov import (
     adjoint,
@@ -237,14 +239,11 @@ class TestArrays:
         np.testing.assert_allclose(L @ adjoint(L), P @ adjoint(P), atol=tolerance(dtype) * np.abs(P).max() ** 2)
 
     @pytest.mark.parametrize("dt", [0, True])
-    def test_nothing_leaves_another_device(self, dt, rng):
-        """Arrays on this device cannot be copied to the host at all, and a warning would be an error."""
+    def test_nothing_leaves_another_device(self, dt, rng, monkeypatch):
         sys = known.random_stable(rng, 6, 2, 2, dt=dt)
-        where = array_api_strict.Device("device1")
-        a, b, c, q = (
-            array_api_strict.asarray(x.tolist(), device=where) for x in (sys.A, sys.B, sys.C, sys.B @ sys.B.T)
-        )
+        a, b, c, q = (move(x) for x in (sys.A, sys.B, sys.C, sys.B @ sys.B.T))
         there = hsv.StateSpace(a, b, c, dt=dt)
+        copies = record_copies(monkeypatch)
         results = [
             solve(a, q, discrete=bool(dt)),
             hsv.solve_lyapunov_factored(a, b, discrete=bool(dt)),
@@ -252,15 +251,11 @@ class TestArrays:
             hsv.observability_gramian(there),
             hsv.hankel_singular_values(there),
         ]
-        assert all(device(x) == where for x in results)
-        here = [x.to_device(array_api_strict.Device("CPU_DEVICE")) for x in results]
+        assert copies == []
+        assert all(device(x) == ELSEWHERE for x in results)
         P, Q = hsv.controllability_gramian(sys), hsv.observability_gramian(sys)
-        L = to_host(here[1])
-        for found, expected in zip(
-            [to_host(here[0]), L @ L.T, *(to_host(x) for x in here[2:])],
-            [P, P, P, Q, hsv.hankel_singular_values(sys)],
-            strict=True,
-        ):
+        x, L, *rest = (bring(x) for x in results)
+        for found, expected in zip([x, L @ L.T, *rest], [P, P, P, Q, hsv.hankel_singular_values(sys)], strict=True):
             np.testing.assert_allclose(found, expected, atol=1e-11 * np.abs(expected).max())
 
     @pytest.mark.gpu
@@ -272,6 +267,30 @@ class TestArrays:
         assert values.device.type == "cuda"
         expected = hsv.hankel_singular_values(sys)
         np.testing.assert_allclose(to_host(values), expected, atol=1e-11 * expected.max())
+
+
+class TestStability:
+    """What is asked in place of eigenvalues where these would have to leave the device."""
+
+    @pytest.mark.parametrize("discrete", [True, False])
+    def test_it_is_proved_of_stable_matrices_alone(self, discrete, rng):
+        a = stable(rng, 6, (3,), True, 1e-3, discrete)
+        assert _doubling.is_stable(a, discrete=discrete)
+        a[1] -= (np.linalg.eigvals(a[1])[0] - (1.0 if discrete else 0.0) * 1.001) * np.eye(6)
+        assert not _doubling.is_stable(a, discrete=discrete)
+
+    @pytest.mark.parametrize("library", [torch, array_api_strict], ids=["torch", "strict"])
+    def test_every_library(self, library):
+        assert _doubling.is_stable(library.asarray([[0.5, 1e3], [0.0, 0.5]]), discrete=True)
+        assert not _doubling.is_stable(library.asarray([[0.5, 0.0], [0.0, 1.0]]), discrete=True)
+
+    def test_edges(self):
+        assert _doubling.is_stable(np.zeros((2, 2)), discrete=True)
+        assert not _doubling.is_stable(np.zeros((2, 2)), discrete=False)  # an eigenvalue on the boundary
+        assert not _doubling.is_stable(np.diag([1e200, 0.0]), discrete=True)
+        assert not _doubling.is_stable(np.array([[0.6, 0.8], [-0.8, 0.6]]), discrete=True)
+        assert _doubling.is_stable(np.array([[1 - 1e-11]]), discrete=True)
+        assert _doubling.is_stable(np.zeros((0, 2, 2)), discrete=True)
 
 
 class TestErrors:
