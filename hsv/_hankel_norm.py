@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import scipy.linalg
 
 from hsv import _con_eigenvalues
 from hsv._array import Array, from_host, on_host, real, round_to, to_host, widen
 from hsv._con_eigenvalues import MinimalSystem, PoleResidueForm
-from hsv._errors import IllConditionedError
+from hsv._errors import IllConditionedError, OrderError
 from hsv._hankel import gramian_factors, singular_values
 from hsv._order import Rule, as_rule
 from hsv._reduction import Reduction, balance, check_stability, choose_orders, error_bound, numerical_rank, round_up
-from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, in_double_precision
+from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, in_double_precision, stability_margin
 
 _EPS = float(np.finfo(np.float64).eps)
 _EXCESS = 1e-5  # how far, relatively, the checked error of a diagonal result may be above the least one
@@ -113,10 +111,18 @@ def hankel_norm_approximation(sys: LinearSystem, rule: Rule | int) -> Reduction:
 
 
 def _reduction(
-    sys: LinearSystem, reduced: Any, orders: Array, sigma: Array, chosen: np.ndarray, notes: tuple[str, ...]
+    sys: LinearSystem,
+    reduced: StateSpace | DiagonalStateSpace,
+    orders: Array,
+    sigma: Array,
+    chosen: np.ndarray,
+    notes: tuple[str, ...],
 ) -> Reduction:
     values = to_host(sigma)
-    check_stability(reduced, values, chosen)
+    if isinstance(reduced, StateSpace):
+        check_stability(reduced, values, chosen)
+    else:
+        _check_poles(reduced, chosen)
     return Reduction(
         system=reduced,
         orders=orders,
@@ -125,6 +131,19 @@ def _reduction(
         left=None,
         right=None,
         notes=notes,
+    )
+
+
+def _check_poles(reduced: DiagonalStateSpace, chosen: np.ndarray) -> None:
+    """The poles were stable before they were rounded to the precision of the input."""
+    margin = to_host(stability_margin(reduced))
+    if np.all(margin > 0):
+        return
+    index = np.unravel_index(int(np.argmin(margin)), margin.shape)[:-1]
+    where = f" of system {tuple(int(i) for i in index)}" if index else ""
+    raise OrderError(
+        f"the reduced system{where} of order {int(chosen[index])} has a pole closer to the stability boundary than its precision can hold; "
+        "use double precision, or log_poles"
     )
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import hsv
-from hsv import _con_eigenvalues
+from hsv import _con_eigenvalues, _hankel_norm
 from hsv._con_eigenvalues import PoleResidueForm, hankel_norm_of_difference, minimal_system
 from tests.hsv.exact import diagonal_hankel_values
 from tests.tolerances import tolerance
@@ -288,6 +288,18 @@ class TestArrays:
         np.testing.assert_allclose(
             np.sort_complex(red.system.poles().numpy()), np.sort_complex(expected.poles()), rtol=1e-5
         )
+
+    def test_a_pole_that_single_precision_cannot_hold(self):
+        poles, ones = np.array([1 - 1e-9, 0.5, 0.1j]), np.ones((3, 1))
+        sys = hsv.DiagonalStateSpace(poles, ones, ones.T, dt=True)
+        reduced = hsv.hankel_norm_approximation(sys, 1).system
+        single = hsv.DiagonalStateSpace(*(x.astype(np.complex64) for x in (poles * (1 - 1e-7), ones, ones.T)), dt=True)
+        assert abs(reduced.poles()[0]) > 1 - 1e-8
+        with pytest.raises(hsv.OrderError, match="closer to the stability boundary than its precision"):
+            _hankel_norm._check_poles(
+                hsv.DiagonalStateSpace(np.ones(1, np.complex64), ones[:1], ones[:1], dt=True), np.array(1)
+            )
+        assert np.all(np.abs(hsv.hankel_norm_approximation(single, 1).system.poles()) < 1)
 
     def test_unstable_and_impossible(self):
         with pytest.raises(hsv.UnstableSystemError):
