@@ -73,6 +73,18 @@ def balanced_truncation(library: str, system: hsv.StateSpace | hsv.DiagonalState
     raise ValueError(library)
 
 
+def in_arrays(library: str, system: Any, dtype: str | None = None) -> Any:
+    """Return the system with torch tensors for a library whose name ends in "torch", in another precision if asked."""
+    parts = [system.poles() if isinstance(system, hsv.DiagonalStateSpace) else system.A, system.B, system.C, system.D]
+    if dtype is not None:
+        parts = [x.astype(dtype) for x in parts]
+    if library.endswith("torch"):
+        import torch
+
+        parts = [torch.asarray(x) for x in parts]
+    return type(system)(*parts, dt=system.dt)
+
+
 def members(system: hsv.StateSpace) -> list[hsv.StateSpace]:
     """Return the systems of a batch with one axis, or the one system."""
     if not system.batch_shape:
