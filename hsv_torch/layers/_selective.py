@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -40,12 +40,21 @@ class Quantities:
     mask: Tensor | None
 
 
-def projections(layer: Any, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+Normalise: TypeAlias = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""What a layer makes of the three parts of ``x_proj``'s output, before the step sizes are projected."""
+
+
+def unchanged(dt: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the three parts as they are."""
+    return dt, B, C
+
+
+def projections(layer: Any, u: Tensor, normalise: Normalise = unchanged) -> tuple[Tensor, Tensor, Tensor]:
     """Step sizes, B and C of a layer from the input ``u (..., d)`` of its scan."""
     dt_rank = layer.dt_proj.weight.shape[1]
     rows = layer.x_proj(u)
     n_features = (rows.shape[-1] - dt_rank) // 2
-    dt, B, C = rows.split([dt_rank, n_features, n_features], -1)
+    dt, B, C = normalise(*rows.split([dt_rank, n_features, n_features], -1))
     bias = layer.dt_proj.bias
     wide = torch.promote_types(bias.dtype, torch.float32)  # half precision would round small steps away beside the bias
     delta = functional.softplus(functional.linear(dt, layer.dt_proj.weight).to(wide) + bias.to(wide))
@@ -53,7 +62,11 @@ def projections(layer: Any, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def quantities(
-    layer: Any, x: Tensor, mask: Tensor | None, activation: Callable[[Tensor], Tensor] = functional.silu
+    layer: Any,
+    x: Tensor,
+    mask: Tensor | None,
+    activation: Callable[[Tensor], Tensor] = functional.silu,
+    normalise: Normalise = unchanged,
 ) -> Quantities:
     """Return the quantities of `layer` for ``x (batch, length, d_model)``, all sequences beginning at state zero.
 
@@ -64,7 +77,7 @@ def quantities(
     if length:  # torch has no convolution of nothing
         u = layer.conv1d(u.mT)[..., :length].mT
     u = _masked(activation(u), mask)
-    delta, B, C = projections(layer, u)
+    delta, B, C = projections(layer, u, normalise)
     return Quantities(delta, B, C, u, functional.silu(z), mask)
 
 

@@ -191,8 +191,9 @@ class Mamba2(nn.Module):
             nn.Conv1d, n_conv, n_conv, conv_kernel, groups=n_conv, padding=conv_kernel - 1, bias=conv_bias,
             device=device, dtype=dtype,
         )  # fmt: skip
-        for name in ("dt_bias", "A_log", "D"):
-            self.register_parameter(name, nn.Parameter(torch.empty(self.n_heads, device=device, dtype=dtype)))
+        self.dt_bias, self.A_log, self.D = (
+            nn.Parameter(torch.empty(self.n_heads, device=device, dtype=dtype)) for _ in range(3)
+        )
         self.norm = GatedRMSNorm(d, n_groups=n_groups, eps=norm_eps, device=device, dtype=dtype)
         self.out_proj = linear(d, d_model)
         for name in ("B_transform", "C_transform"):

@@ -71,8 +71,10 @@ class LinearAttentionCut:
         return values | dict(self.trained)
 
     def gain(self, view: LinearAttentionView) -> float:
-        """By what the rows of the queries grow, so that dividing by another number of states changes nothing."""
-        return float((self.n_states / self.right.shape[1]) ** 0.5) if view.divides_by_root_of_states else 1.0
+        """By what the rows of the queries grow, so that dividing by another number of states changes nothing; 1 behind an activation, where rows cannot make up for it."""
+        if not (view.divides_by_root_of_states and view.is_linear):
+            return 1.0
+        return float((self.n_states / self.right.shape[1]) ** 0.5)
 
     def _new_rows(self, old: Tensor, blocks: tuple[Rows | RowsOfStates, ...], groups: int, gain: float) -> Tensor:
         new, start = [], 0

@@ -66,7 +66,7 @@ class LinearAttentionObservation(ObservedSequences):
             self._add_sequence(*(t[i][keep].double() for t in (q.queries, q.keys, q.values, q.log_decay, q.weight)))
 
     def _add_sequence(self, queries: Tensor, keys: Tensor, values: Tensor, log_decay: Tensor, weight: Tensor) -> None:
-        length, groups, n = keys.shape
+        length, groups, _ = keys.shape
         size = weight.square().mean(0).sqrt()  # (heads, p)
         relative = torch.where(size > 0, weight / torch.where(size > 0, size, 1.0), 0.0)
         by_group = relative.unflatten(1, (groups, -1)).square().mean((-1, -2)).sqrt()  # (length, groups)

@@ -115,7 +115,8 @@ class StateChoice(SelectiveCriterion):
             # The share of each old state's second moment that a new one accounts for: 1 where one is a copy of the other.
             size = P.diagonal()[:, None]
             share = torch.where(size > 0, right * P[:, kept] / torch.where(size > 0, size, 1.0), left)
-        return SelectiveCut(rates[:, kept], (right, left), None, share.clamp_min(0.0), notes=notes)
+        gain = observation.norm_gain(right, left)
+        return SelectiveCut(rates[:, kept], (right, left), None, share.clamp_min(0.0), notes=notes, gain=gain)
 
     def _ranking(self, view: SelectiveView, observation: SelectiveObservation) -> tuple[Tensor, Tensor]:
         """States in the order in which they are kept, and the value of each place."""

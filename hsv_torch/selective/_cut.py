@@ -48,6 +48,8 @@ class SelectiveCut:
         ``(n, r)`` or ``(d, n, r)``: to first order, the change of the old rates from that of the new ones.
     condition : float
         Of the eigenvectors that the states were decoupled by, the largest of all channels.
+    gain : float
+        What the outputs of the scan must be multiplied by to be what they were, for a layer that normalises B and C over the states: ``out_proj`` is, and ``D``, which it also reaches, is divided.
     notes : tuple of str
     trained : mapping
         Values of the layer's parameters, by name, that were trained after the cut; they replace those that follow from the projection.
@@ -61,6 +63,7 @@ class SelectiveCut:
     condition: float = 1.0
     notes: tuple[str, ...] = ()
     trained: Mapping[str, Tensor] = field(default_factory=dict)
+    gain: float = 1.0
 
     @property
     def n_states(self) -> int:
@@ -76,6 +79,11 @@ class SelectiveCut:
             x_proj = torch.cat([step, left.mT @ B, right.mT @ C])
         slow = self.rates.real.clamp(max=-SLOWEST_RATE)
         values: dict[str, Tensor | None] = {"A_log": torch.log(-slow), "x_proj.weight": x_proj}
+        if self.gain != 1.0:
+            values |= {
+                "D": view.layer.D.detach().double() / self.gain,
+                "out_proj.weight": view.layer.out_proj.weight.detach().double() * self.gain,
+            }
         if view.has_room:
             values |= {"A_imag": None, "B_transform": None, "C_transform": None}
         if self.transforms is not None:
@@ -102,6 +110,9 @@ class SelectiveCut:
         power = 2 if squared else 1
         wide = {name: tensor.double() for name, tensor in covectors.items()}
         carried = {name: wide[name] for name in wide if name not in _PROJECTED}
+        for name, factor in (("D", self.gain), ("out_proj.weight", 1 / self.gain)):
+            if name in carried:
+                carried[name] = carried[name] * factor**power
         if "A_log" in wide:
             # The rate is -exp(A_log): its covector is that of A_log divided by it.
             real = wide["A_log"] / old_rates.real**power

@@ -70,6 +70,7 @@ class SelectiveObservation(ObservedSequences):
         self._transformed: TransformedMoments | None = None
         self._norms = view.output_norms()
         self._readout = torch.zeros(view.n_states, view.n_states, dtype=torch.float64, device=self._norms.device)
+        self._written = torch.zeros_like(self._readout)
         self._n_steps = 0
         if view.transformed:  # methods that treat all channels alike refuse such a layer when they plan
             if "channel" in needs.gramians:
@@ -108,9 +109,8 @@ class SelectiveObservation(ObservedSequences):
                 estimator.update(delta, B, C, x=u * size, weight=relative, mask=mask)
             else:
                 estimator.update(delta, B, C, weight=weight, mask=mask)
-        C = C if mask is None else torch.where(mask[..., None], C, 0.0)
-        seen = C * torch.linalg.vector_norm(relative, dim=-1, keepdim=True)
-        self._readout = self._readout + seen.flatten(0, 1).mT @ seen.flatten(0, 1)
+        self._readout = self._readout + _weighted_moments(C, relative.square().sum(-1), mask)
+        self._written = self._written + _weighted_moments(B, (delta * u).square().sum(-1), mask)
         self._n_steps += int(lengths.sum())
 
     def estimator(self, inputs: Inputs = "recorded") -> hsv.time_varying.SelectiveEstimator:
@@ -122,6 +122,22 @@ class SelectiveObservation(ObservedSequences):
         r"""Return :math:`E[\sum_c w_c^2\, C C^T]`, ``(n, n)``, with the weights of :meth:`shared_gramians`: how the outputs of the same moment see the states."""
         self.require_data()
         return self._readout / self._n_steps
+
+    def norm_gain(self, right: Tensor, left: Tensor) -> float:
+        r"""Return what the outputs of the scan must be multiplied by when a layer that normalises B and C does so over the states :math:`L^T B` and :math:`R^T C` alone.
+
+        With n states the normalised B has the norm :math:`\sqrt n`, with r states :math:`\sqrt r`, where :math:`L^T B` of the layer as it was has another one at every step: the
+        gain makes up for its root mean square, the steps weighed by what is written (of B) or read (of C). 1 for a layer that does not normalise.
+        """
+        if not self.view.normalises:
+            return 1.0
+        self.require_data()
+        gain = 1.0
+        for moments, projection in ((self._written, left), (self._readout, right)):
+            # All of B or C has the mean square 1 by the norm; the trace says with which weights.
+            share = (projection.mT @ moments @ projection).trace() / (moments.trace() / moments.shape[0])
+            gain *= float(share / projection.shape[1]) ** 0.5
+        return gain
 
     def shared_gramians(self, inputs: Inputs = "recorded") -> tuple[Tensor, Tensor]:
         """Return the mean ``P`` and ``Q`` summed over the channels, ``(n, n)``, symmetric.
@@ -178,3 +194,11 @@ class TransformedMoments:
     def means(self) -> tuple[Tensor, Tensor]:
         """Return ``P`` and ``Q``, ``(d, n, n)``."""
         return self.P / self.steps, self.Q / self.steps
+
+
+def _weighted_moments(rows: Tensor, weights: Tensor, mask: Tensor | None) -> Tensor:
+    """Sum of ``weights (batch, length)`` times the products of ``rows (batch, length, n)``, ``(n, n)``, padding left out."""
+    rows = rows if mask is None else torch.where(mask[..., None], rows, 0.0)
+    weights = weights if mask is None else torch.where(mask, weights, 0.0)
+    scaled = (rows * weights.sqrt()[..., None]).flatten(0, 1)
+    return scaled.mT @ scaled

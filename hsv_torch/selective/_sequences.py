@@ -103,7 +103,8 @@ class ObservedSequences(Observation):
         if len(used):
             self._add(q, used.to(first.device))
         self.n_sequences += batch
-        call = Call(*self.view.repeatable(args, kwargs), q.mask, batch)
+        positional, keywords = self.view.repeatable(args, kwargs)
+        call = Call(positional, keywords, q.mask, batch)
         for kept, index in ((self.calls, used), (self.held_out, torch.nonzero(held)[:, 0])):
             room = self.needs.n_calls - sum(c.n_sequences for c in kept)
             if room > 0 and len(index):

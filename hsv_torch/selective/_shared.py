@@ -119,6 +119,11 @@ class SharedBasis(SelectiveCriterion):
         return SelectiveCut(rates, (right / scale, left * scale), None, right * left, notes=(note,))
 
     def _gramians(self, view: SelectiveView, observation: SelectiveObservation) -> tuple[Tensor, Tensor]:
+        if view.normalises:
+            raise CutRefusedError(
+                f"{type(view.layer).__name__} normalises B and C over the states, and a change of basis changes their norms at every step: use "
+                "hsv_torch.StateChoice()"
+            )
         if view.transformed:
             raise CutRefusedError(
                 "the layer keeps transforms a channel since an earlier cut, so that its channels no longer share a basis: use "

@@ -88,6 +88,9 @@ class SelectiveView(LayerView):
     layer : torch.nn.Module
     """
 
+    normalises: ClassVar[bool] = False
+    """Whether the layer divides B and C by their root mean squares over the states, so that taking some away rescales the others."""
+
     @abc.abstractmethod
     def quantities(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> SelectiveQuantities:
         """Compute what a call of the layer's ``forward`` with these arguments would, up to the scan, without gradients."""

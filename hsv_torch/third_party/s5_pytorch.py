@@ -61,8 +61,12 @@ class S5SSMAdapter(LayerAdapter):
     @override
     @torch.no_grad()
     def system(self, layer: Any) -> hsv.DiagonalStateSpace:
+        return self.differentiable_system(layer)
+
+    @override
+    def differentiable_system(self, layer: Any) -> hsv.DiagonalStateSpace:
         states = _states(layer)
-        C = layer.C.detach().to(torch.complex128)
+        C = layer.C.to(torch.complex128)
         return states.system(
             torch.view_as_complex(layer.B.double().contiguous()), stacked_outputs(C, len(states.poles))
         )
@@ -125,7 +129,7 @@ class S5SSMAdapter(LayerAdapter):
 
 def _states(layer: Any) -> SampledStates:
     rule = _rule(layer)
-    poles, steps = layer.Lambda.detach().to(torch.complex128), layer.log_step.detach().double().exp()
+    poles, steps = layer.Lambda.to(torch.complex128), layer.log_step.double().exp()
     return SampledStates(poles, steps, torch.zeros_like(steps, dtype=torch.bool), rule)
 
 
