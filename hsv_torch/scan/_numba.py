@@ -223,6 +223,32 @@ def sum_lanes(typingctx, vector):
     return vector.part(vector), codegen
 
 
+@intrinsic
+def sum_rows(typingctx, array, index, stride):
+    """A vector whose k-th lane is the sum of the lanes of the vector at ``array[index + k stride]``.
+
+    Two rows at a time are added, their first halves to their second ones, so that one sum costs three operations and not two for each halving.
+    """
+    vector = Vector(array.dtype)
+
+    def codegen(context, builder, signature, args):
+        vector_type = context.get_value_type(vector)
+        first = _element(context, builder, signature, args)
+        step = context.cast(builder, args[2], signature.args[2], types.intp)
+        rows = [builder.gep(first, [builder.mul(step, ir.Constant(ir.IntType(64), k))]) for k in range(vector.lanes)]
+        rows = [_load(builder, row, vector_type, 0) for row in rows]
+        half = vector.lanes // 2
+        while len(rows) > 1:
+            pairs = zip(rows[0::2], rows[1::2], strict=True)  # neighbours, so that their sums come to lie in order
+            low = [lane for lane in range(2 * vector.lanes) if lane // half % 2 == 0]
+            high = [lane + half for lane in low]
+            rows = [builder.fadd(_shuffle(builder, a, b, low), _shuffle(builder, a, b, high)) for a, b in pairs]
+            half //= 2
+        return rows[0]
+
+    return vector(array, index, stride), codegen
+
+
 # exp(r) = 1 + r + r^2 q(r) for |r| <= log(2) / 2: the q of least relative error (Remez), 2.5e-8 and 4.1e-17.
 _EXP = {
     32: [
@@ -867,15 +893,49 @@ def selective_forward(first, last, n_parts, x, delta, A, B, C, initial, y, state
 
 
 @_kernel
-def _selective_states(delta_rows, drive_rows, row, stride, n_steps, rate, B_columns, column, now, a, h):
-    """Decays ``a`` and states ``h`` of a chunk, of one state of a vector of channels; ``h`` begins with ``now``, the state before it."""
+def _selective_pair(
+    delta_rows, drive_rows, dy_rows, Bg_rows, Aq_rows, row, stride, n_steps, rates, B_columns, C_columns, column, states,
+    carries, slopes, a, h, dB_lanes, dC_lanes,
+):  # fmt: skip
+    """Forward and back over a chunk with two states of a vector of channels, so that what they share is loaded once.
+
+    ``states`` holds the two before the chunk, ``carries`` the gradient ``a[t+1] g[t+1]`` after it and then that before it, ``slopes`` gets ``dA``.
+    """
     lanes = N_BYTES // a.itemsize
-    store(h, 0, now)
+    rate_0, rate_1 = load(rates, 0), load(rates, lanes)
+    now_0, now_1 = load(states, 0), load(states, lanes)
+    next_column = column + SELECTIVE_CHUNK
     for t in range(n_steps):
-        decay = exp(multiply(load(delta_rows, row + t * stride), rate))
-        now = multiply_add(decay, now, multiply(splat(B_columns, column + t), load(drive_rows, row + t * stride)))
-        store(a, t * lanes, decay)
-        store(h, (t + 1) * lanes, now)
+        step, drive, at = load(delta_rows, row + t * stride), load(drive_rows, row + t * stride), 2 * t * lanes
+        store(h, at, now_0)
+        store(h, at + lanes, now_1)
+        decay_0, decay_1 = exp(multiply(step, rate_0)), exp(multiply(step, rate_1))
+        store(a, at, decay_0)
+        store(a, at + lanes, decay_1)
+        now_0 = multiply_add(decay_0, now_0, multiply(splat(B_columns, column + t), drive))
+        now_1 = multiply_add(decay_1, now_1, multiply(splat(B_columns, next_column + t), drive))
+    later_0, later_1 = load(carries, 0), load(carries, lanes)
+    slope_0, slope_1 = zero(now_0), zero(now_0)
+    for t in range(n_steps - 1, -1, -1):
+        k, at = row + t * stride, 2 * t * lanes
+        step, drive, out = load(delta_rows, k), load(drive_rows, k), load(dy_rows, k)
+        g_0 = multiply_add(splat(C_columns, column + t), out, later_0)
+        g_1 = multiply_add(splat(C_columns, next_column + t), out, later_1)
+        store(dC_lanes, at, multiply_add(out, now_0, load(dC_lanes, at)))
+        store(dC_lanes, at + lanes, multiply_add(out, now_1, load(dC_lanes, at + lanes)))
+        store(dB_lanes, at, multiply_add(g_0, drive, load(dB_lanes, at)))
+        store(dB_lanes, at + lanes, multiply_add(g_1, drive, load(dB_lanes, at + lanes)))
+        Bg = multiply_add(splat(B_columns, column + t), g_0, load(Bg_rows, k))
+        store(Bg_rows, k, multiply_add(splat(B_columns, next_column + t), g_1, Bg))
+        later_0, later_1 = multiply(load(a, at), g_0), multiply(load(a, at + lanes), g_1)
+        now_0, now_1 = load(h, at), load(h, at + lanes)
+        q_0, q_1 = multiply(later_0, now_0), multiply(later_1, now_1)
+        store(Aq_rows, k, multiply_add(rate_1, q_1, multiply_add(rate_0, q_0, load(Aq_rows, k))))
+        slope_0, slope_1 = multiply_add(step, q_0, slope_0), multiply_add(step, q_1, slope_1)
+    store(carries, 0, later_0)
+    store(carries, lanes, later_1)
+    store(slopes, 0, slope_0)
+    store(slopes, lanes, slope_1)
 
 
 @_kernel
@@ -887,7 +947,7 @@ def selective_backward(first, last, n_parts, x, delta, A, B, C, saved, dy, d_sta
     channels ``dB = sum of g drive`` and ``dC = sum of h dy``.
 
     ``dA (batch, blocks, n lanes)``; ``dB, dC (batch, parts, length, n)``: their sums over the batch or the parts are for the caller.
-    ``d_state, d_initial (batch or 0, d, n)``: 0 where there is no such state.
+    ``d_state, d_initial (batch or 0, d, n)``: 0 where there is no such state. States go in pairs; an odd one has one of zeros beside it.
     """
     _, length, n = B.shape
     lanes = N_BYTES // x.itemsize
@@ -900,15 +960,17 @@ def selective_backward(first, last, n_parts, x, delta, A, B, C, saved, dy, d_sta
     carry = _aligned((n_blocks // n_parts + 1) * n * lanes, x)  # a[t+1] g[t+1]
     delta_rows, drive_rows, dy_rows = _aligned(size, x), _aligned(size, x), _aligned(size, x)
     Bg_rows, Aq_rows = _aligned(size, x), _aligned(size, x)  # sums over the states
-    a, h = _aligned(SELECTIVE_CHUNK * lanes, x), _aligned((SELECTIVE_CHUNK + 1) * lanes, x)
-    B_columns, C_columns = _aligned(n * SELECTIVE_CHUNK, x), _aligned(n * SELECTIVE_CHUNK, x)
-    dB_lanes, dC_lanes = _aligned(SELECTIVE_CHUNK * lanes, x), _aligned(SELECTIVE_CHUNK * lanes, x)
+    a, h = _aligned(2 * SELECTIVE_CHUNK * lanes, x), _aligned(2 * SELECTIVE_CHUNK * lanes, x)
+    rates, states, carries, slopes = (
+        _aligned(2 * lanes, x), _aligned(2 * lanes, x), _aligned(2 * lanes, x), _aligned(2 * lanes, x),
+    )  # fmt: skip
+    B_columns, C_columns = _aligned((n + 1) * SELECTIVE_CHUNK, x), _aligned((n + 1) * SELECTIVE_CHUNK, x)
+    dB_columns, dC_columns = _aligned((n + 1) * SELECTIVE_CHUNK, x), _aligned((n + 1) * SELECTIVE_CHUNK, x)
+    dB_lanes, dC_lanes = _aligned(2 * SELECTIVE_CHUNK * lanes, x), _aligned(2 * SELECTIVE_CHUNK * lanes, x)
     for task in range(first, last):
         b, part = task // n_parts, task % n_parts
         low, high = _blocks_of(part, n_parts, n_blocks)
         dA[b, low:high] = 0
-        dB[b, part] = 0
-        dC[b, part] = 0
         carry[:] = 0
         if d_state.shape[0] > 0:
             for block in range(low, high):
@@ -916,6 +978,8 @@ def selective_backward(first, last, n_parts, x, delta, A, B, C, saved, dy, d_sta
         for chunk in range(saved.shape[2] - 1, -1, -1):
             start = chunk * SELECTIVE_CHUNK
             n_steps = min(SELECTIVE_CHUNK, length - start)
+            dB_columns[:] = 0
+            dC_columns[:] = 0
             for t in range(n_steps):
                 for i in range(n):
                     B_columns[i * SELECTIVE_CHUNK + t] = B[b, start + t, i]
@@ -931,44 +995,46 @@ def selective_backward(first, last, n_parts, x, delta, A, B, C, saved, dy, d_sta
                         store(dy_rows, row, load(dy_flat, at))
                         store(Bg_rows, row, zero(step))
                         store(Aq_rows, row, zero(step))
-                for i in range(n):
-                    column = i * SELECTIVE_CHUNK
+                for i in range(0, n, 2):
+                    column, present = i * SELECTIVE_CHUNK, min(2, n - i) * lanes
                     dB_lanes[:] = 0
                     dC_lanes[:] = 0
                     for k in range(0, stride, lanes):
                         block = group + k // lanes
-                        slope_at = ((b * n_blocks + block) * n + i) * lanes
+                        A_at = (block * n + i) * lanes
+                        slope_at = b * n_blocks * n * lanes + A_at
                         carry_at = ((block - low) * n + i) * lanes
-                        rate = load(A_flat, (block * n + i) * lanes)
-                        now = load(saved_flat, (((b * n_blocks + block) * saved.shape[2] + chunk) * n + i) * lanes)
-                        _selective_states(
-                            delta_rows, drive_rows, k, stride, n_steps, rate, B_columns, column, now, a, h
-                        )
-                        later, slope = load(carry, carry_at), zero(now)
-                        for t in range(n_steps - 1, -1, -1):
-                            row = k + t * stride
-                            out = load(dy_rows, row)
-                            g = multiply_add(splat(C_columns, column + t), out, later)
-                            state = load(h, (t + 1) * lanes)
-                            store(dC_lanes, t * lanes, multiply_add(out, state, load(dC_lanes, t * lanes)))
-                            drive = load(drive_rows, row)
-                            store(dB_lanes, t * lanes, multiply_add(g, drive, load(dB_lanes, t * lanes)))
-                            store(Bg_rows, row, multiply_add(splat(B_columns, column + t), g, load(Bg_rows, row)))
-                            later = multiply(load(a, t * lanes), g)
-                            q = multiply(later, load(h, t * lanes))
-                            store(Aq_rows, row, multiply_add(rate, q, load(Aq_rows, row)))
-                            slope = multiply_add(load(delta_rows, row), q, slope)
-                        store(carry, carry_at, later)
-                        store(dA_flat, slope_at, add(slope, load(dA_flat, slope_at)))
-                    for t in range(n_steps):
-                        dB[b, part, start + t, i] += sum_lanes(load(dB_lanes, t * lanes))
-                        dC[b, part, start + t, i] += sum_lanes(load(dC_lanes, t * lanes))
+                        saved_at = (((b * n_blocks + block) * saved.shape[2] + chunk) * n + i) * lanes
+                        if present == lanes:
+                            rates[lanes:] = 0
+                            states[lanes:] = 0
+                            carries[lanes:] = 0
+                        for j in range(0, present, lanes):
+                            store(rates, j, load(A_flat, A_at + j))
+                            store(states, j, load(saved_flat, saved_at + j))
+                            store(carries, j, load(carry, carry_at + j))
+                        _selective_pair(
+                            delta_rows, drive_rows, dy_rows, Bg_rows, Aq_rows, k, stride, n_steps, rates, B_columns,
+                            C_columns, column, states, carries, slopes, a, h, dB_lanes, dC_lanes,
+                        )  # fmt: skip
+                        for j in range(0, present, lanes):
+                            store(carry, carry_at + j, load(carries, j))
+                            store(dA_flat, slope_at + j, add(load(slopes, j), load(dA_flat, slope_at + j)))
+                    for j in range(2):
+                        for t in range(0, n_steps, lanes):
+                            to, at = column + j * SELECTIVE_CHUNK + t, (2 * t + j) * lanes
+                            store(dB_columns, to, add(sum_rows(dB_lanes, at, 2 * lanes), load(dB_columns, to)))
+                            store(dC_columns, to, add(sum_rows(dC_lanes, at, 2 * lanes), load(dC_columns, to)))
                 for t in range(n_steps):
                     for k in range(0, stride, lanes):
                         at, row = (b * length + start + t) * width + group * lanes + k, t * stride + k
                         slope = load(Bg_rows, row)
                         store(dx_flat, at, multiply(load(delta_flat, at), slope))
                         store(d_delta_flat, at, multiply_add(load(x_flat, at), slope, load(Aq_rows, row)))
+            for t in range(n_steps):
+                for i in range(n):
+                    dB[b, part, start + t, i] = dB_columns[i * SELECTIVE_CHUNK + t]
+                    dC[b, part, start + t, i] = dC_columns[i * SELECTIVE_CHUNK + t]
         if d_initial.shape[0] > 0:
             for block in range(low, high):
                 _from_lanes(carry, (block - low) * n * lanes, d_initial, b, block)
