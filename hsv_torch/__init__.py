@@ -16,6 +16,13 @@ from hsv_torch.allocation import Budget, Sizes
 from hsv_torch.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_into, load_model, save_checkpoint
 from hsv_torch.compress import compress_
 from hsv_torch.criteria import ComplexHankel, Criterion, DiagonalCriterion, RealHankel, RealPoles, SymmetricHankel
+from hsv_torch.gradients import (
+    controllability_gramian,
+    hankel_penalty,
+    hankel_singular_values,
+    hankel_sum,
+    observability_gramian,
+)
 from hsv_torch.guard import Rollback
 from hsv_torch.history import CompressionReport, Drift, Event, History, LayerRecord
 from hsv_torch.in_training import InTrainingCompressor
@@ -91,10 +98,15 @@ __all__ = [
     "adapter_of",
     "compress_",
     "compressible_layers",
+    "controllability_gramian",
     "find_adapter",
+    "hankel_penalty",
+    "hankel_singular_values",
+    "hankel_sum",
     "load_checkpoint",
     "load_into",
     "load_model",
+    "observability_gramian",
     "parameter_groups",
     "put_parameters",
     "register_adapter",

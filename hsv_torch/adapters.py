@@ -102,6 +102,20 @@ class LayerAdapter(abc.ABC):
         None where the system depends on the layer's input.
         """
 
+    def differentiable_system(self, layer: Any) -> hsv.DiagonalStateSpace | None:
+        """Return the same system as tensors with the graph of the layer's parameters, for :func:`hsv_torch.hankel_penalty`; None as in `system`.
+
+        Raises
+        ------
+        hsv.HsvError
+            The adapter does not say how its system depends on the parameters.
+        """
+        if self.needs_data:
+            return None
+        raise hsv.HsvError(
+            f"{type(self).__name__} does not say how the system of {type(layer).__name__} depends on its parameters; give it a `differentiable_system`"
+        )
+
     def observe(self, layer: Any, criterion: Criterion) -> Observation:
         """Return an empty observation of what `criterion` needs to know; only for layers that need data."""
         raise NotImplementedError(f"{type(self).__name__} says needs_data = {self.needs_data} and has no `observe`")

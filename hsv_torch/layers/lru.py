@@ -221,6 +221,10 @@ class LRUAdapter(LayerAdapter):
     @override
     @torch.no_grad()
     def system(self, layer: LRU) -> hsv.DiagonalStateSpace:
+        return self.differentiable_system(layer)
+
+    @override
+    def differentiable_system(self, layer: LRU) -> hsv.DiagonalStateSpace:
         log_poles = torch.complex(-layer.nu_log.double().exp(), layer.theta.double())
         B = layer.gamma_log.double().exp()[:, None] * torch.view_as_complex(layer.B.double().contiguous())
         return hsv.DiagonalStateSpace.from_log_poles(

@@ -301,6 +301,10 @@ class S4DAdapter(LayerAdapter):
     @override
     @torch.no_grad()
     def system(self, layer: S4D) -> hsv.DiagonalStateSpace:
+        return self.differentiable_system(layer)
+
+    @override
+    def differentiable_system(self, layer: S4D) -> hsv.DiagonalStateSpace:
         log_poles, B = layer._discrete()
         B, C = B[..., None], self._output_factor(layer) * self._output_maps(layer)
         if not layer.is_real:

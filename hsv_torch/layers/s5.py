@@ -327,15 +327,19 @@ class S5Adapter(LayerAdapter):
         return ("Lambda_re", "Lambda_im", "B", "C", "log_step")
 
     def _states(self, layer: S5) -> SampledStates:
-        real = layer.Lambda_re.detach().double()
+        real = layer.Lambda_re.double()
         held = (real > LARGEST_REAL_PART) & torch.tensor(layer.clip_eigenvalues, device=real.device)
-        poles = torch.complex(torch.where(held, LARGEST_REAL_PART, real), layer.Lambda_im.detach().double())
-        steps = layer.step_rescale * layer.log_step.detach().double().exp()
+        poles = torch.complex(torch.where(held, LARGEST_REAL_PART, real), layer.Lambda_im.double())
+        steps = layer.step_rescale * layer.log_step.double().exp()
         return SampledStates(poles, steps, held, DISCRETIZATIONS[layer.discretization])
 
     @override
     @torch.no_grad()
     def system(self, layer: S5) -> hsv.DiagonalStateSpace:
+        return self.differentiable_system(layer)
+
+    @override
+    def differentiable_system(self, layer: S5) -> hsv.DiagonalStateSpace:
         B, C = (torch.view_as_complex(p.double().contiguous()) for p in (layer.B, layer.C))
         return self._states(layer).system(B, 2 * stacked_outputs(C, layer.n_states))
 
