@@ -23,7 +23,7 @@ class SaveAndLoad:
         self.folder = tempfile.TemporaryDirectory()
         path = str(Path(self.folder.name) / f"system.{kind}")
         if library == "hsv":
-            self.compute = prepared(lambda: (hsv.save(system, path), hsv.load(path)), library)
+            self.compute = prepared(lambda: (hsv.save(system, path, overwrite=True), hsv.load(path)), library)
         else:
             matrices = {"A": system.A, "B": system.B, "C": system.C, "D": system.D}
             self.compute = lambda: (scipy.io.savemat(path, matrices), scipy.io.loadmat(path))

@@ -1,10 +1,12 @@
-"""asv's results as a table with the ratio of ours to each peer."""
+"""asv's results as plain entries, and as tables with the ratio of ours to each peer."""
 
+import datetime
 import importlib
 import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 LIBRARY = "library"  # the parameter that says who computes; its first value is ours
 
@@ -14,72 +16,107 @@ def print_table(results: Path, commit: str) -> None:
     files = sorted(results.glob(f"*/{commit[:8]}*.json"), key=lambda path: path.stat().st_mtime)
     if not files:
         raise SystemExit(f"no results of commit {commit[:8]} in {results}; run the benchmarks first")
-    content = json.loads(files[-1].read_text())
-    machine = json.loads((files[-1].parent / "machine.json").read_text())
-    print(f"\nCommit {commit[:8]}, {machine['num_cpu']} x {machine['cpu']}, {machine['os']}.")
+    print(f"\nCommit {commit[:8]}, {machine(files[-1])}.")
     print("The ratio is ours / peer in the same run: below 1, ours takes less.")
-    for name, columns in content["results"].items():
-        entry = dict(zip(content["result_columns"], columns, strict=False))
-        print(f"\n**{name}**: {_question(name)}\n")
-        print("\n".join(section(name, entry)))
+    for name, entry in entries(files[-1]).items():
+        print(f"\n**{name}**: {entry['question']}\n")
+        print("\n".join(section(entry)))
 
 
-def section(name: str, entry: dict) -> list[str]:
+def machine(path: Path) -> str:
+    """Return the processor and the system that a file of results comes from."""
+    about = json.loads((path.parent / "machine.json").read_text())
+    return f"{about['num_cpu']} x {about['cpu']}, {about['os'].split('-')[0]}"
+
+
+def entries(path: Path) -> dict[str, dict[str, Any]]:
+    """Return asv's file of results as one entry for each benchmark that still exists.
+
+    ``values`` are medians in seconds or bytes, None where the benchmark failed and nan where it was not run, the last parameter varying fastest.
+    """
+    content = json.loads(path.read_text())
+    found = {}
+    for name, columns in sorted(content["results"].items()):
+        column = dict(zip(content["result_columns"], columns, strict=False))
+        described = _attribute(name.rpartition(".")[0])
+        if described is None:
+            continue
+        axes = [[value.strip("'\"") for value in axis] for axis in column["params"]]
+        count = math.prod(len(axis) for axis in axes)
+        found[name] = {
+            "question": (described.__doc__ or "").strip().splitlines()[0],
+            "param_names": list(getattr(described, "param_names", ())),
+            "params": axes,
+            "unit": "MB" if name.rpartition(".")[2].startswith(("peakmem_", "mem_")) else "ms",
+            "values": column["result"] or [None] * count,
+            "date": datetime.datetime.fromtimestamp(column["started_at"] / 1000, datetime.UTC).isoformat(
+                "T", "seconds"
+            ),
+        }
+    return found
+
+
+def section(entry: dict[str, Any]) -> list[str]:
     """Return the lines of the Markdown table of one benchmark."""
-    module, _, method = name.rpartition(".")
-    names = list(_attribute(module).param_names)
-    axes = [[_plain(value) for value in axis] for axis in entry["params"]]
-    values = dict(zip(itertools.product(*axes), entry["result"] or itertools.repeat(None), strict=False))
-    unit = "MB" if method.startswith(("peakmem_", "mem_")) else "ms"
+    names, unit = entry["param_names"], entry["unit"]
+    values = by_parameters(entry)
     if LIBRARY not in names:
-        header, rows = [*names, unit], [[*key, _number(value, unit)] for key, value in values.items()]
-        return _markdown(header, rows)
-
-    at = names.index(LIBRARY)
-    ours, *peers = axes[at]
+        return markdown([[*names, unit], *([*key, number(value, unit)] for key, value in values.items())])
+    ours, *peers = entry["params"][names.index(LIBRARY)]
     header = [n for n in names if n != LIBRARY] + [f"{ours}, {unit}"]
     for peer in peers:
         header += [f"{peer}, {unit}", "ratio"]
-    rows = []
-    for key in itertools.product(*(axis for i, axis in enumerate(axes) if i != at)):
-        of = {library: values.get((*key[:at], library, *key[at:])) for library in axes[at]}
-        row = [*key, _number(of[ours], unit)]
+    rows = [header]
+    for key, of in by_library(entry).items():
+        row = [*key, number(of[ours], unit)]
         for peer in peers:
-            row += [_number(of[peer], unit), _ratio(of[ours], of[peer])]
+            row += [number(of[peer], unit), _ratio(of[ours], of[peer])]
         rows.append(row)
-    return _markdown(header, rows)
+    return markdown(rows)
 
 
-def _question(name: str) -> str:
-    text = _attribute(name.rpartition(".")[0]).__doc__ or ""
-    return text.strip().splitlines()[0]
+def by_parameters(entry: dict[str, Any]) -> dict[tuple[str, ...], float | None]:
+    """Return the values by the tuple of all parameters."""
+    return dict(zip(itertools.product(*entry["params"]), entry["values"], strict=True))
 
 
-def _attribute(path: str) -> type:
-    module, _, attribute = path.rpartition(".")
-    return getattr(importlib.import_module(f"asv_benchmarks.{module}"), attribute)
+def by_library(entry: dict[str, Any]) -> dict[tuple[str, ...], dict[str, float | None]]:
+    """Return for each tuple of the other parameters what each library took."""
+    at = entry["param_names"].index(LIBRARY)
+    rows: dict[tuple[str, ...], dict[str, float | None]] = {}
+    for key, value in by_parameters(entry).items():
+        rows.setdefault((*key[:at], *key[at + 1 :]), {})[key[at]] = value
+    return rows
 
 
-def _plain(value: str) -> str:
-    return value.strip("'\"")
-
-
-def _number(value: float | None, unit: str) -> str:
+def number(value: float | None, unit: str) -> str:
+    """Return a median as the tables show it."""
     if value is None or math.isnan(value):
-        return "failed" if value is None else "not run"
+        return "failed" if value is None else "-"
     return f"{value / 1e6:.0f}" if unit == "MB" else f"{value * 1e3:.3g}"
 
 
 def _ratio(ours: float | None, peer: float | None) -> str:
     if ours is None or peer is None or math.isnan(ours) or math.isnan(peer):
         return ""
-    return f"{ours / peer:.2f}"
+    return f"{ours / peer:.2g}"
 
 
-def _markdown(header: list[str], rows: list[list[str]]) -> list[str]:
-    widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
-    line = [
-        f"| {' | '.join(str(cell).rjust(width) for cell, width in zip(row, widths, strict=True))} |"
-        for row in [header, *rows]
+def _attribute(path: str) -> Any:
+    """Return the class of that name, or None where the benchmark is no more."""
+    module, _, attribute = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(f"asv_benchmarks.{module}"), attribute, None)
+    except ModuleNotFoundError as error:
+        if error.name == f"asv_benchmarks.{module}":
+            return None
+        raise
+
+
+def markdown(rows: list[list[str]]) -> list[str]:
+    """Return the lines of a Markdown table; the first row is its header."""
+    widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        f"| {' | '.join(str(cell).rjust(width) for cell, width in zip(row, widths, strict=True))} |" for row in rows
     ]
-    return [line[0], f"|{'|'.join('-' * (width + 1) + ':' for width in widths)}|", *line[1:]]
+    return [lines[0], f"|{'|'.join('-' * (width + 1) + ':' for width in widths)}|", *lines[1:]]
