@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hsv import _kernels
+from hsv import _device, _kernels
 from hsv._array import (
     Array,
     conjugate,
@@ -48,6 +48,8 @@ def cauchy_factor(sys: DiagonalStateSpace) -> Array:
     generators = widen(sys.B)
     if in_host_memory(generators):
         return on_host(partial(_factor_on_host, kind), poles, generators, reason="the elimination")
+    if _device.kernels_serve(generators, sys.n_states):
+        return _device.cauchy_factor(kind, poles, _diagonal(kind, poles), _compressed(generators))
     return _eliminate(generators, *_pairs(kind, poles))
 
 
@@ -58,6 +60,12 @@ def cauchy_factors(sys: DiagonalStateSpace) -> tuple[Array, Array]:
     if in_host_memory(poles):
         first, second = on_host(partial(_factors_on_host, kind), poles, *generators, reason="the elimination")
         return first, second
+    if _device.kernels_serve(poles, sys.n_states):
+        diagonal = _diagonal(kind, poles)
+        return (
+            _device.cauchy_factor(kind, poles, diagonal, _compressed(generators[0])),
+            _device.cauchy_factor(kind, conjugate(poles), diagonal, _compressed(generators[1])),
+        )
     gaps, pairs = _pairs(kind, poles)
     return _eliminate(generators[0], gaps, pairs), _eliminate(generators[1], conjugate(gaps), conjugate(pairs))
 
@@ -227,6 +235,11 @@ def _denominators(kind: _Kind, poles: Array, *, conjugated: bool = True) -> Arra
     plus, plus_error = _two_product(re, row_im)
     minus, minus_error = _two_product(im, row_re)
     return to_complex(_one_minus((re, row_re), (im, row_im)), (plus - minus) + (plus_error - minus_error))
+
+
+def _diagonal(kind: _Kind, poles: Array) -> Array:
+    """``1 - |l_i|^2`` or ``-2 Re l_i``, ``(..., n)``, real: the denominators of systems of one state each."""
+    return real(_denominators(kind, poles[..., None])[..., 0, 0])
 
 
 def _one_minus(*pairs: tuple[Array, Array]) -> Array:
