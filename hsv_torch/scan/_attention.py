@@ -80,7 +80,7 @@ def gated_linear_attention(
     and those inside a chunk are computed again. Keys are filled up to a multiple of 8 (16 for the gradients), values of 16 (8 in float64). There is no second derivative.
 
     On CUDA devices Triton kernels take matrix products over chunks of 32 or 64 steps, of 16 with a decay for each key, in the precision that
-    ``torch.backends.cuda.matmul.allow_tf32`` asks for. The states at the edges of chunks are in memory while a pass runs, ``n / chunk`` times the size of `v`.
+    ``torch.backends.cuda.matmul.fp32_precision`` asks for. The states at the edges of chunks are in memory while a pass runs, ``n / chunk`` times the size of `v`.
     Other devices, and CUDA without Triton, take matrix products over chunks in plain PyTorch, said once in a warning, which has derivatives of every order.
 
     Sources: T. Dao and A. Gu, "Transformers are SSMs", 2024 (a decay a head); S. Yang et al., "Gated linear attention transformers with

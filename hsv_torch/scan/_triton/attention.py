@@ -9,7 +9,7 @@ and the decay between any two of them is a matrix. With a decay for each key it 
 Every exponent is a sum of the logarithms of one stretch of time, never a difference of two sums: nothing overflows where the decay is
 fast, and ``-inf`` is a decay like any other. The gradient of the decay is summed in the same way, without cancellation.
 
-Products of matrices are accumulated in float32, from factors in float32, or in TensorFloat-32 where ``torch.backends.cuda.matmul.allow_tf32`` says so. Tiles are filled up with zeros to powers of two, 16 at least, which is what the units for them
+Products of matrices are accumulated in float32, from factors in float32, or in TensorFloat-32 where ``torch.backends.cuda.matmul.fp32_precision`` says so. Tiles are filled up with zeros to powers of two, 16 at least, which is what the units for them
 take; float64 has no such units and smaller tiles.
 """
 
@@ -362,7 +362,7 @@ def _power_of_two(size: int, most: int) -> int:
 
 def _sizes(q, v, log_decay) -> dict:
     """What every kernel is compiled for."""
-    per_key, tf32 = log_decay.ndim == 4, torch.backends.cuda.matmul.allow_tf32
+    per_key, tf32 = log_decay.ndim == 4, torch.backends.cuda.matmul.fp32_precision == "tf32"
     if v.dtype == torch.float64:
         precision, steps, most = "float64", 16, 16
     elif tf32:

@@ -20,7 +20,7 @@ LANES = (
     2**17
 )  # threads with loads on their way that hide the latency of memory on a large GPU; a constant, so that results repeat
 BLOCK = 128  # states of a program, one for each thread
-SHORTEST = 64  # steps of a piece: in shorter ones the ends would be as much work as the rest
+SHORTEST = 64  # steps of a piece, a multiple of those that are loaded at once: in shorter ones the ends would be as much work as the rest
 
 
 @triton.jit

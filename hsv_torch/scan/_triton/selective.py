@@ -286,7 +286,7 @@ def _states_of_a_thread(n: int) -> int:
 
 def _rates(A):
     """``(n, d)``, for exponentials of base 2. Infinite rates would meet steps of zero past the end."""
-    return (A.mT * math.log2(math.e)).clamp(min=torch.finfo(A.dtype).min).contiguous()
+    return (A.mT * math.log2(math.e)).clamp(min=-1e30).contiguous()
 
 
 def _weights(B, padded: int):
