@@ -199,6 +199,37 @@ def negative(typingctx, a):
 
 
 @intrinsic
+def fill(typingctx, like, value):
+    """``value`` in every lane."""
+
+    def codegen(context, builder, signature, args):
+        number = context.cast(builder, args[1], signature.args[1], like.part)
+        return _splat(builder, args[0].type, number)
+
+    return like(like, value), codegen
+
+
+@intrinsic
+def divide(typingctx, a, b):
+    """``a / b``, real."""
+
+    def codegen(context, builder, signature, args):
+        return builder.fdiv(*args)
+
+    return a(a, b), codegen
+
+
+@intrinsic
+def at_least(typingctx, a, b):
+    """The larger one in each lane, real; ``a`` where it is not a number."""
+
+    def codegen(context, builder, signature, args):
+        return builder.select(builder.fcmp_ordered("<", args[0], args[1]), args[1], args[0])
+
+    return a(a, b), codegen
+
+
+@intrinsic
 def multiply(typingctx, a, b):
     """``a b``, real."""
 
@@ -303,6 +334,52 @@ def exp(typingctx, vector):
         # 2^(k - 1) written into the exponent; it is 0 for the least k. The other 2 keeps the largest results finite.
         power = builder.shl(builder.bitcast(shifted, integers), ir.Constant(integers, [mantissa] * x.type.count))
         return builder.fmul(builder.fadd(one, one), builder.bitcast(power, x.type))
+
+    return vector(vector), codegen
+
+
+# log(1 + t) = 2 s p(s^2) with s = t / (2 + t) for 0 <= t <= 1: p interpolates atanh(s) / s, to 4e-9 and 1.3e-18.
+_LOG = {
+    32: [
+        1.0000000038408794404,
+        0.33333160820688886578,
+        0.20012297615351873956,
+        0.13982578872598634444,
+        0.14078889181554540327,
+    ],
+    64: [
+        1.0000000000000000012,
+        0.33333333333333074797,
+        0.20000000000092873734,
+        0.14285714272727057267,
+        0.11111112040373836587,
+        0.090908704162524022551,
+        0.076933070211520038808,
+        0.066501870163373121685,
+        0.060550843640346088273,
+        0.041622532559304102879,
+        0.085220817813906990645,
+    ],
+}
+
+
+@intrinsic
+def log_1_plus(typingctx, vector):
+    """``log(1 + t)`` of each lane, for t between 0 and 1, to three units in the last place."""
+
+    def codegen(context, builder, signature, args):
+        (t,) = args
+
+        def constant(value):
+            return ir.Constant(t.type, [float(value)] * t.type.count)
+
+        s = builder.fdiv(t, builder.fadd(t, constant(2)))
+        square = builder.fmul(s, s)
+        *coefficients, last = _LOG[vector.part.bitwidth]
+        p = constant(last)
+        for coefficient in coefficients[::-1]:
+            p = _fma(builder, p, square, constant(coefficient))
+        return builder.fmul(builder.fadd(s, s), p)
 
     return vector(vector), codegen
 
@@ -1354,3 +1431,177 @@ def attention_backward(first, last, n_parts, q, k, v, g, saved, dy, d_state, dq,
         if d_initial.shape[0] > 0:
             for h in range(low, high):
                 _state_out(carry, (h - low) * size, b, h, d_initial)
+
+
+@_kernel
+def _sigmoid(x):
+    one = fill(x, 1.0)
+    return divide(one, add(one, exp(negative(x))))
+
+
+@_kernel
+def _vector_start(vector, lanes, width):
+    """Where a vector begins: the last one ends with the row, and overlaps the one before."""
+    return min(vector * lanes, width - lanes)
+
+
+@_kernel
+def _convolved(x, row, stride, t, at, coefficients, kernel_size, column, width):
+    """``bias + sum over j of weight[j] x[t - kernel_size + 1 + j]``, where x is 0 before the first step; ``coefficients``: bias, then weights."""
+    total = load(coefficients, column)
+    for j in range(max(0, kernel_size - 1 - t), kernel_size):
+        before = row + (j - kernel_size + 1) * stride + at
+        total = multiply_add(load(coefficients, (j + 1) * width + column), load(x, before), total)
+    return total
+
+
+@_kernel
+def _in_vectors(coefficients, lanes):
+    """``(rows, d)`` as flat rows of whole vectors, the last of which overlaps the one before."""
+    n_rows, d = coefficients.shape
+    n_vectors = -(-d // lanes)
+    vectors = _aligned(n_rows * n_vectors * lanes, coefficients)
+    for row in range(n_rows):
+        for vector in range(n_vectors):
+            start = _vector_start(vector, lanes, d)
+            for lane in range(lanes):
+                vectors[(row * n_vectors + vector) * lanes + lane] = coefficients[row, start + lane]
+    return vectors
+
+
+@_kernel
+def convolution_forward(first, last, n_parts, length, x, stride, coefficients, out):
+    """Tasks ``first`` to ``last`` of ``out = silu(convolution of x)``; a task is a sequence and one of ``n_parts`` of the channels.
+
+    ``x`` is flat, its rows ``stride`` apart; ``coefficients (1 + kernel size, d)``: the bias, then the weights; ``out (batch length, d)``.
+    """
+    lanes = N_BYTES // x.itemsize
+    kernel_size, d = coefficients.shape[0] - 1, coefficients.shape[1]
+    n_vectors = -(-d // lanes)
+    vectors, width = _in_vectors(coefficients, lanes), n_vectors * lanes
+    flat = out.ravel()
+    for task in range(first, last):
+        b = task // n_parts
+        low, high = _blocks_of(task % n_parts, n_parts, n_vectors)
+        for t in range(length):
+            row, to = (b * length + t) * stride, (b * length + t) * d
+            for vector in range(low, high):
+                at = _vector_start(vector, lanes, d)
+                total = _convolved(x, row, stride, t, at, vectors, kernel_size, vector * lanes, width)
+                store(flat, to + at, multiply(total, _sigmoid(total)))
+
+
+@_kernel
+def convolution_backward(first, last, n_parts, length, x, stride, coefficients, slope, dx, d_coefficients):
+    """Gradients of ``convolution_forward`` from that of its output, ``slope``, against time; the convolution is computed again.
+
+    ``slope, dx (batch length, d)``; ``d_coefficients (batch, 1 + kernel size, d)``: their sum over the batch is for the caller.
+    """
+    lanes = N_BYTES // x.itemsize
+    kernel_size, d = coefficients.shape[0] - 1, coefficients.shape[1]
+    n_vectors = -(-d // lanes)
+    vectors, width = _in_vectors(coefficients, lanes), n_vectors * lanes
+    sums = _aligned((1 + kernel_size) * width, x)
+    ring = _aligned(kernel_size * width, x)  # gradients of the convolution at the last steps
+    slope_flat, dx_flat, sums_flat = slope.ravel(), dx.ravel(), d_coefficients.ravel()
+    for task in range(first, last):
+        b = task // n_parts
+        low, high = _blocks_of(task % n_parts, n_parts, n_vectors)
+        sums[:] = 0
+        for t in range(length - 1, -1, -1):
+            row, to = (b * length + t) * stride, (b * length + t) * d
+            for vector in range(low, high):
+                at, column = _vector_start(vector, lanes, d), vector * lanes
+                total = _convolved(x, row, stride, t, at, vectors, kernel_size, column, width)
+                gate = _sigmoid(total)
+                one = fill(total, 1.0)
+                rise = multiply(gate, multiply_add(total, add(one, negative(gate)), one))
+                g = multiply(load(slope_flat, to + at), rise)
+                store(ring, t % kernel_size * width + column, g)
+                store(sums, column, add(g, load(sums, column)))
+                for j in range(max(0, kernel_size - 1 - t), kernel_size):
+                    before, k = row + (j - kernel_size + 1) * stride + at, (j + 1) * width + column
+                    store(sums, k, multiply_add(g, load(x, before), load(sums, k)))
+                back = zero(g)
+                for i in range(min(kernel_size, length - t)):
+                    later = load(ring, (t + i) % kernel_size * width + column)
+                    back = multiply_add(load(vectors, (kernel_size - i) * width + column), later, back)
+                store(dx_flat, to + at, back)
+        for k in range(1 + kernel_size):
+            for vector in range(low, high):
+                at = (b * (1 + kernel_size) + k) * d + _vector_start(vector, lanes, d)
+                store(sums_flat, at, load(sums, k * width + vector * lanes))
+
+
+@_kernel
+def gate_forward(first, last, n_parts, y, u, D, z, stride, out):
+    """Rows of ``out = (y + D u) silu(z)``: tasks ``first`` to ``last`` of ``n_parts`` of them. ``y, u, out (rows, d)``; ``z`` is flat, its rows ``stride`` apart."""
+    n_rows, d = y.shape
+    lanes = N_BYTES // y.itemsize
+    y_flat, u_flat, out_flat = y.ravel(), u.ravel(), out.ravel()
+    low, high = first * n_rows // n_parts, last * n_rows // n_parts
+    for row in range(low, high):
+        for vector in range(-(-d // lanes)):
+            at = _vector_start(vector, lanes, d)
+            total = multiply_add(load(D, at), load(u_flat, row * d + at), load(y_flat, row * d + at))
+            gate = load(z, row * stride + at)
+            store(out_flat, row * d + at, multiply(total, multiply(gate, _sigmoid(gate))))
+
+
+@_kernel
+def gate_backward(first, last, n_parts, y, u, D, z, stride, slope, dy, du, dz, dD):
+    """Gradients of ``gate_forward`` from that of its output, ``slope``; ``dD (parts, d)``: its sum is for the caller."""
+    n_rows, d = y.shape
+    lanes = N_BYTES // y.itemsize
+    n_vectors = -(-d // lanes)
+    y_flat, u_flat, slope_flat = y.ravel(), u.ravel(), slope.ravel()
+    dy_flat, du_flat, dz_flat, dD_flat = dy.ravel(), du.ravel(), dz.ravel(), dD.ravel()
+    sums = _aligned(n_vectors * lanes, y)
+    for part in range(first, last):
+        sums[:] = 0
+        for row in range(part * n_rows // n_parts, (part + 1) * n_rows // n_parts):
+            for vector in range(n_vectors):
+                at = _vector_start(vector, lanes, d)
+                k, column = row * d + at, vector * lanes
+                skip, now, gate = load(D, at), load(u_flat, k), load(z, row * stride + at)
+                total, given = multiply_add(skip, now, load(y_flat, k)), load(slope_flat, k)
+                opened = _sigmoid(gate)
+                g = multiply(given, multiply(gate, opened))
+                store(dy_flat, k, g)
+                store(du_flat, k, multiply(skip, g))
+                one = fill(g, 1.0)
+                rise = multiply(opened, multiply_add(gate, add(one, negative(opened)), one))
+                store(dz_flat, k, multiply(multiply(given, total), rise))
+                store(sums, column, multiply_add(g, now, load(sums, column)))
+        for vector in range(n_vectors):
+            store(dD_flat, part * d + _vector_start(vector, lanes, d), load(sums, vector * lanes))
+
+
+@_kernel
+def softplus_forward(first, last, n_parts, x, bias, out):
+    """Rows of ``out = log(1 + exp(x + bias))``: tasks ``first`` to ``last`` of ``n_parts`` of them. ``x, out (rows, d)``."""
+    n_rows, d = x.shape
+    lanes = N_BYTES // x.itemsize
+    x_flat, out_flat = x.ravel(), out.ravel()
+    low, high = first * n_rows // n_parts, last * n_rows // n_parts
+    for row in range(low, high):
+        for vector in range(-(-d // lanes)):
+            at = _vector_start(vector, lanes, d)
+            raw = add(load(x_flat, row * d + at), load(bias, at))
+            above = at_least(raw, zero(raw))
+            size = at_least(raw, negative(raw))
+            store(out_flat, row * d + at, add(above, log_1_plus(exp(negative(size)))))
+
+
+@_kernel
+def softplus_backward(first, last, n_parts, x, bias, slope, dx):
+    """The gradient of ``softplus_forward`` from that of its output, ``slope``."""
+    n_rows, d = x.shape
+    lanes = N_BYTES // x.itemsize
+    x_flat, slope_flat, dx_flat = x.ravel(), slope.ravel(), dx.ravel()
+    low, high = first * n_rows // n_parts, last * n_rows // n_parts
+    for row in range(low, high):
+        for vector in range(-(-d // lanes)):
+            at = _vector_start(vector, lanes, d)
+            raw = add(load(x_flat, row * d + at), load(bias, at))
+            store(dx_flat, row * d + at, multiply(load(slope_flat, row * d + at), _sigmoid(raw)))
