@@ -394,7 +394,7 @@ def _real_schur_form(a: Matrix) -> tuple[Matrix, Matrix]:
     room = np.zeros((padded, padded), a.dtype, order="F")
     # LAPACK directly: scipy.linalg.schur asks for the workspace again for each matrix, half of the time at n = 16.
     gees = scipy.linalg.lapack.zgees if np.iscomplexobj(a) else scipy.linalg.lapack.dgees
-    workspace = int(gees(_no_selection, np.eye(padded), lwork=-1)[-2][0].real)
+    workspace = int(gees(_no_selection, room, lwork=-1)[-2][0].real)
     for k, matrix in enumerate(flat):
         room[:n, :n] = matrix
         form, *_, vectors, _, info = gees(_no_selection, room, lwork=workspace)
@@ -546,7 +546,8 @@ def _factor_in_schur_form(s: Matrix, z: Matrix, b: Matrix, *, discrete: bool) ->
     if b.shape[-1] > n:  # b b^H = r^H r
         b = adjoint(np.asarray(np.linalg.qr(adjoint(b), mode="r")))
     # A power of two changes no digit, and keeps the squares inside from overflow and underflow.
-    exponent = np.clip(np.frexp(np.max(np.abs(b), axis=(-1, -2), keepdims=True, initial=0.0))[1], -1000, 1000)
+    exponent = np.frexp(np.max(np.abs(b), axis=(-1, -2), keepdims=True, initial=0.0))[1]
+    exponent = np.minimum(np.maximum(exponent, -1000), 1000)
     if np.iscomplexobj(s):
         kernel = _kernels.discrete_lyapunov_factor if discrete else _kernels.continuous_lyapunov_factor
     else:
@@ -557,10 +558,15 @@ def _factor_in_schur_form(s: Matrix, z: Matrix, b: Matrix, *, discrete: bool) ->
 def call_on_batch(kernel: Callable[..., Matrix], *matrices: Matrix) -> Matrix:
     """Broadcast the batch axes, hand them to the kernel as one, real only if all are, and give the result its axes back."""
     kind = np.result_type(*matrices)
-    batch = np.broadcast_shapes(*(m.shape[:-2] for m in matrices))
-    flat = (np.broadcast_to(m, (*batch, *m.shape[-2:])).reshape(math.prod(batch), *m.shape[-2:]) for m in matrices)
-    x = kernel(*(np.ascontiguousarray(m, dtype=kind) for m in flat))
-    return x.reshape(*batch, *x.shape[1:])
+    shapes = {m.shape[:-2] for m in matrices}
+    batch = shapes.pop() if len(shapes) == 1 else np.broadcast_shapes(*shapes)
+    size = math.prod(batch)
+    x = kernel(*(np.ascontiguousarray(_broadcast(m, batch).reshape(size, *m.shape[-2:]), dtype=kind) for m in matrices))
+    return x.reshape(*batch, *x.shape[1:]) if batch else x[0]
+
+
+def _broadcast(x: Matrix, batch: tuple[int, ...]) -> Matrix:
+    return x if x.shape[:-2] == batch else np.broadcast_to(x, (*batch, *x.shape[-2:]))
 
 
 def check_regular(gap: Matrix, scale: Matrix, rule: str, equation: str) -> None:

@@ -161,84 +161,79 @@ def _blocks(columns: RealArray) -> tuple[RealArray, RealArray, RealArray]:
 
 @njit(cache=True, nogil=True)
 def _pair(
-    a: float, f: float, p: float, q: float, coupling: float, x: RealArray, y: RealArray, damping: float, discrete: bool
-) -> tuple[bool, float, float, float, complex, float, complex, RealArray]:
-    """Solve the equation of one block of two with the inputs ``x`` and ``y``, in its complex Schur vectors.
+    a: float, f: float, upper: float, x: RealArray, y: RealArray, discrete: bool
+) -> tuple[float, float, float, float, float, RealArray]:
+    """Solve the equation of the block ``S = [[a, b], [c, a]]``, ``f^2 = -b c``, with the inputs ``B = [x, y]``.
 
-    Returns whether there is anything in it; its real factor ``[[u00, u01], [0, u11]] = U``; ``v`` and ``w`` of the unitary ``V = [[v, w], [w, -conj(v)]]``
-    and ``t`` with ``U^-1 S U = V^H [[l, t], [0, conj(l)]] V``; and ``U^-1 B``, ``(2, m)``. No quotient of two small numbers is taken.
+    Returns ``U`` with ``U U^T`` its solution, row by row; ``g`` with ``U^-1 S U = [[a, h g], [-h / g, a]]``, ``h = sign(b) f``; and ``U^-1 B``, ``(2, m)``. Where
+    there is no input, ``g`` is zero.
+
+    ``S`` is ``D N D^-1`` with a diagonal ``D`` and a normal ``N``, a rotation times a number. In those coordinates the solution ``P = V diag(l1, l2) V^T`` has the trace
+    and the deviator of ``B B^T`` divided by one number each, and ``g^2 = l2 / l1``. All of this is sums of numbers with the same sign: a triangular ``U``
+    by elimination would lose half of the digits where a pair of poles is nearly equal and ``P`` nearly singular.
     """
     m = len(x)
-    pole = complex(a, f)
-    inner = np.zeros((2, m))
-    first, second = np.empty(m, dtype=np.complex128), np.empty(m, dtype=np.complex128)
+    inner = np.empty((2, m))
+    h = np.copysign(f, upper)
+    ratio = abs(upper) / f
     largest = 0.0
     for c in range(m):
-        largest = max(largest, abs(x[c]), abs(y[c]))
-    nothing = False, 0.0, 0.0, 0.0, 0j, 0.0, 0j, inner
+        largest = max(largest, abs(x[c]), abs(y[c]) * ratio)
     if largest == 0.0:
-        return nothing
-    square = 0.0
+        return 0.0, 0.0, 0.0, 0.0, 0.0, inner
+    xx, xy, yy = 0.0, 0.0, 0.0
     for c in range(m):
-        x_scaled, y_scaled = x[c] / largest, y[c] / largest
-        first[c], second[c] = complex(q * y_scaled, -p * x_scaled), complex(q * x_scaled, -p * y_scaled)
-        square += second[c].real ** 2 + second[c].imag ** 2
-    length = np.sqrt(square)
-    if length == 0.0:
-        return nothing
-    last = length / damping
-    product = 0j
-    for c in range(m):
-        second[c] = second[c] / length * damping
-        product += first[c] * np.conj(second[c])
+        inner[0, c], inner[1, c] = x[c] / largest, y[c] * ratio / largest
+        xx += inner[0, c] * inner[0, c]
+        xy += inner[0, c] * inner[1, c]
+        yy += inner[1, c] * inner[1, c]
+    pole = complex(a, -h)
     if discrete:
         radius = abs(pole)
-        corner = (pole * (coupling * last) + product) / ((1.0 - pole) * (1.0 + pole))
-        image = pole * corner + coupling * last
-        moved = (corner + pole / radius * image) / (1.0 + radius)
+        damping, divisor = (1.0 - radius) * (1.0 + radius), (1.0 - pole) * (1.0 + pole)
     else:
-        corner = -(coupling * last + product) / (2.0 * pole)
-        moved = corner
+        damping, divisor = -2.0 * a, -2.0 * pole
+    deviator = complex(0.5 * (xx - yy), xy) / divisor
+    size = abs(deviator)
+    cosine, sine = 1.0, 0.0  # of half its angle
+    if size > 0.0:
+        if deviator.real >= 0.0:
+            cosine = np.sqrt(0.5 * (1.0 + deviator.real / size))
+            sine = 0.5 * deviator.imag / size / cosine
+        else:
+            sine = np.copysign(np.sqrt(0.5 * (1.0 - deviator.real / size)), deviator.imag)
+            cosine = 0.5 * deviator.imag / size / sine
+    # V^T B: a first row, and what the second one has beside its direction
     square = 0.0
     for c in range(m):
-        first[c] -= moved * second[c]
-        square += first[c].real ** 2 + first[c].imag ** 2
-    length = np.sqrt(square)
-    leading = length / damping
-    product = 0j
+        inner[0, c], inner[1, c] = (
+            cosine * inner[0, c] + sine * inner[1, c],
+            cosine * inner[1, c] - sine * inner[0, c],
+        )
+        square += inner[0, c] * inner[0, c]
+    length, rest = np.sqrt(square), 0.0
     for c in range(m):
-        # Where nothing is left, the leading entry is zero, and any direction will do for what it multiplies.
-        first[c] = first[c] / length * damping if length > 0.0 else complex(damping * (c == 0), 0.0)
-        product += first[c] * np.conj(second[c])
-    if discrete:
-        coupled = -product * np.conj(pole) / radius
+        inner[0, c] /= length
+    for _ in range(2):  # once more, because little may be left
+        overlap, square = 0.0, 0.0
         for c in range(m):
-            first[c] -= product * second[c] / (1.0 + radius)
-    else:
-        coupled = -product
-    left, right = q * leading, q * corner + 1j * p * last  # the second row of W times the complex factor
-    size = np.hypot(left, abs(right))
-    if size == 0.0:
-        return nothing
-    v, w = -right / size, left / size
-    top = (1j * p * corner + q * last) * np.conj(right)
+            overlap += inner[0, c] * inner[1, c]
+        for c in range(m):
+            inner[1, c] -= overlap * inner[0, c]
+            square += inner[1, c] * inner[1, c]
+        rest = np.sqrt(square)
+    area = length * rest if m > 1 else 0.0
+    first = 0.5 * (xx + yy) / damping + size  # l1
+    product = np.hypot((xx + yy) * (f / damping), area) / abs(divisor)  # sqrt(l1 l2)
+    g = product / first
+    along = 2.0 * h * size / product * (a if discrete else 1.0)
+    weight = np.sqrt(damping + f * f * (1.0 - g) * (1.0 + g)) if discrete else np.sqrt(damping)
+    beside = area / product / weight / rest if area > 0.0 else 0.0
     for c in range(m):
-        inner[0, c] = (np.conj(v) * first[c]).real + w * second[c].real
-        inner[1, c] = w * first[c].real - (v * second[c]).real
-    return True, leading * (last / size) * largest, top.real / size * largest, size * largest, v, w, coupled, inner
-
-
-@njit(cache=True, nogil=True)
-def _turned(pole: complex, v: complex, w: float, coupled: complex) -> tuple[float, float, float, float]:
-    """``V^H [[l, t], [0, conj(l)]] V``, which is real, row by row."""
-    a, b = pole * v + coupled * w, pole * w - coupled * np.conj(v)
-    c, d = np.conj(pole) * w, -np.conj(pole) * np.conj(v)
-    return (
-        (np.conj(v) * a).real + w * c.real,
-        (np.conj(v) * b).real + w * d.real,
-        w * a.real - (v * c).real,
-        w * b.real - (v * d).real,
-    )
+        inner[0, c], inner[1, c] = weight * inner[0, c], along / weight * inner[0, c] + beside * inner[1, c]
+    long = np.sqrt(first) * largest
+    short = long * g
+    return cosine * long, -sine * short, sine * long / ratio, cosine * short / ratio, g, inner
 
 
 @njit(cache=True, nogil=True)
@@ -246,7 +241,7 @@ def _four(
     pole: complex,
     v: complex,
     w: float,
-    t: complex,
+    t: float,
     other: complex,
     p: float,
     q: float,
@@ -257,11 +252,14 @@ def _four(
     f10: float,
     f11: float,
 ) -> tuple[float, float, float, float]:
-    """Solve ``S X + X T^T = F`` or ``X - S X T^T = F`` for two blocks of two: in the complex Schur vectors of both, by substitution."""
-    # E = W^H F V^T, V^T = V
+    """Solve ``S X + X T^T = F`` or ``X - S X T^T = F`` for two blocks of two, by substitution in the complex Schur vectors of both.
+
+    ``T = V^H [[l, t], [0, conj(l)]] V`` with ``V = [[v, w], [w, v]]``; ``other``, ``p``, ``q`` and ``s`` are of ``S``, see :func:`_blocks`.
+    """
+    # E = W^H F V^T
     a, b = complex(q * f10, -p * f00), complex(q * f11, -p * f01)
     c, d = complex(q * f00, -p * f10), complex(q * f01, -p * f11)
-    e00, e01, e10, e11 = a * v + b * w, a * w - b * np.conj(v), c * v + d * w, c * w - d * np.conj(v)
+    e00, e01, e10, e11 = a * v + b * w, a * w + b * v, c * v + d * w, c * w + d * v
     mirror, image = np.conj(pole), np.conj(other)
     if discrete:
         same, across = 1.0 / (1.0 - pole * other), 1.0 / (1.0 - mirror * other)
@@ -276,14 +274,24 @@ def _four(
         y10 = (e10 - t * y11) * np.conj(across)
         y00 = (e00 - s * y10 - t * y01) * same
     # X = W Y conj(V)
-    a, b = 1j * p * y00 + q * y10, 1j * p * y01 + q * y11
-    c, d = q * y00 + 1j * p * y10, q * y01 + 1j * p * y11
-    return (
-        (a * np.conj(v)).real + w * b.real,
-        w * a.real - (b * v).real,
-        (c * np.conj(v)).real + w * d.real,
-        w * c.real - (d * v).real,
-    )
+    a, b = complex(0.0, p) * y00 + q * y10, complex(0.0, p) * y01 + q * y11
+    c, d = q * y00 + complex(0.0, p) * y10, q * y01 + complex(0.0, p) * y11
+    u = np.conj(v)
+    return (a * u).real + w * b.real, w * a.real + (b * u).real, (c * u).real + w * d.real, w * c.real + (d * u).real
+
+
+@njit(cache=True, nogil=True)
+def _triangular_pair(
+    L: RealArray, j: int, x: RealArray, y: RealArray, u00: float, u01: float, u10: float, u11: float
+) -> None:
+    """Write two columns and their block as rows of ``L``, turned so that the block is upper triangular."""
+    size = np.hypot(u10, u11)
+    cosine, sine = u11 / size, u10 / size
+    for i in range(j):
+        L[j, i] = cosine * x[i] - sine * y[i]
+        L[j + 1, i] = sine * x[i] + cosine * y[i]
+    L[j, j] = cosine * u00 - sine * u01
+    L[j + 1, j], L[j + 1, j + 1] = sine * u00 + cosine * u01, size
 
 
 @njit(cache=True, nogil=True)
@@ -315,27 +323,23 @@ def real_continuous_lyapunov_factor(t: RealArray, b: RealArray) -> RealArray:
             if j > 0 and frequency[j - 1] > 0.0:
                 j -= 1
                 pole = complex(columns[j, j], frequency[j])
-                some, u00, u01, u11, v, w, coupled, inner = _pair(
-                    columns[j, j],
-                    frequency[j],
-                    p[j],
-                    q[j],
-                    columns[j, j + 1] + columns[j + 1, j],
-                    inputs[:, j],
-                    inputs[:, j + 1],
-                    np.sqrt(-2.0 * columns[j, j]),
-                    False,
+                a, turn = pole.real, np.copysign(pole.imag, columns[j + 1, j])
+                u00, u01, u10, u11, g, inner = _pair(
+                    a, frequency[j], columns[j + 1, j], inputs[:m, j], inputs[:m, j + 1], False
                 )
-                if some:
+                if g > 0.0:
+                    t01, t10 = turn * g, -turn / g  # the block in the coordinates of its solution: [[a, t01], [t10, a]]
+                    radius = np.hypot(1.0, g)
+                    v, w = complex(0.0, -g / radius), -np.copysign(1.0, turn) / radius
+                    coupled = t01 + t10
                     for i in range(j):
-                        x[i] = -columns[j, i] * u00
+                        x[i] = -columns[j, i] * u00 - columns[j + 1, i] * u10
                         y[i] = -columns[j, i] * u01 - columns[j + 1, i] * u11
                     for c in range(m):
                         x_weight, y_weight = inner[0, c], inner[1, c]
                         for i in range(j):
                             x[i] -= x_weight * inputs[c, i]
                             y[i] -= y_weight * inputs[c, i]
-                    t00, t01, t10, t11 = _turned(pole, v, w, coupled)
                     h = j - 1
                     while h >= 0:
                         if h > 0 and frequency[h - 1] > 0.0:
@@ -352,8 +356,8 @@ def real_continuous_lyapunov_factor(t: RealArray, b: RealArray) -> RealArray:
                         else:
                             s = columns[h, h]
                             inverse = 1.0 / ((s + pole.real) ** 2 + pole.imag**2)
-                            x0 = ((s + t11) * x[h] - t01 * y[h]) * inverse
-                            y0 = ((s + t00) * y[h] - t10 * x[h]) * inverse
+                            x0 = ((s + a) * x[h] - t01 * y[h]) * inverse
+                            y0 = ((s + a) * y[h] - t10 * x[h]) * inverse
                             x[h], y[h] = x0, y0
                             for i in range(h):
                                 x[i] -= x0 * columns[h, i]
@@ -363,8 +367,7 @@ def real_continuous_lyapunov_factor(t: RealArray, b: RealArray) -> RealArray:
                         x_weight, y_weight = inner[0, c], inner[1, c]
                         for i in range(j):
                             inputs[c, i] -= x_weight * x[i] + y_weight * y[i]
-                    L[j, :j], L[j + 1, :j] = x[:j], y[:j]
-                    L[j, j], L[j + 1, j], L[j + 1, j + 1] = u00, u01, u11
+                    _triangular_pair(L, j, x, y, u00, u01, u10, u11)
                 j -= 1
                 continue
             length = _length(inputs, j)
@@ -425,30 +428,25 @@ def real_discrete_lyapunov_factor(t: RealArray, b: RealArray) -> RealArray:
             if j > 0 and frequency[j - 1] > 0.0:
                 j -= 1
                 pole = complex(columns[j, j], frequency[j])
-                radius = abs(pole)
-                some, u00, u01, u11, v, w, coupled, inner = _pair(
-                    columns[j, j],
-                    frequency[j],
-                    p[j],
-                    q[j],
-                    columns[j, j + 1] + columns[j + 1, j],
-                    inputs[:, j],
-                    inputs[:, j + 1],
-                    np.sqrt((1.0 - radius) * (1.0 + radius)),
-                    True,
+                a, turn = pole.real, np.copysign(pole.imag, columns[j + 1, j])
+                u00, u01, u10, u11, g, inner = _pair(
+                    a, frequency[j], columns[j + 1, j], inputs[:m, j], inputs[:m, j + 1], True
                 )
-                if some:
+                if g > 0.0:
+                    t01, t10 = turn * g, -turn / g  # the block in the coordinates of its solution: [[a, t01], [t10, a]]
+                    radius = np.hypot(1.0, g)
+                    v, w = complex(0.0, -g / radius), -np.copysign(1.0, turn) / radius
+                    coupled = t01 + t10
                     for i in range(j):
                         x[i] = 0.0
                         y[i] = 0.0
-                        x_image[i] = columns[j, i] * u00
+                        x_image[i] = columns[j, i] * u00 + columns[j + 1, i] * u10
                         y_image[i] = columns[j, i] * u01 + columns[j + 1, i] * u11
                     for c in range(m):
                         x_weight, y_weight = inner[0, c], inner[1, c]
                         for i in range(j):
                             x[i] += x_weight * inputs[c, i]
                             y[i] += y_weight * inputs[c, i]
-                    t00, t01, t10, t11 = _turned(pole, v, w, coupled)
                     h = j - 1
                     while h >= 0:
                         # The images are complete up to the rows of this block, which add their own solution.
@@ -465,10 +463,10 @@ def real_discrete_lyapunov_factor(t: RealArray, b: RealArray) -> RealArray:
                                 q[h],
                                 upper + lower,
                                 True,
-                                x[h] + x_image[h] * t00 + y_image[h] * t01,
-                                y[h] + x_image[h] * t10 + y_image[h] * t11,
-                                x[h + 1] + x_image[h + 1] * t00 + y_image[h + 1] * t01,
-                                y[h + 1] + x_image[h + 1] * t10 + y_image[h + 1] * t11,
+                                x[h] + x_image[h] * a + y_image[h] * t01,
+                                y[h] + x_image[h] * t10 + y_image[h] * a,
+                                x[h + 1] + x_image[h + 1] * a + y_image[h + 1] * t01,
+                                y[h + 1] + x_image[h + 1] * t10 + y_image[h + 1] * a,
                             )
                             x[h], x[h + 1], y[h], y[h + 1] = x0, x1, y0, y1
                             x_image[h] += centre * x0 + upper * x1
@@ -480,12 +478,12 @@ def real_discrete_lyapunov_factor(t: RealArray, b: RealArray) -> RealArray:
                                 y_image[i] += y0 * columns[h, i] + y1 * columns[h + 1, i]
                         else:
                             s = columns[h, h]
-                            x_total = x[h] + x_image[h] * t00 + y_image[h] * t01
-                            y_total = y[h] + x_image[h] * t10 + y_image[h] * t11
+                            x_total = x[h] + x_image[h] * a + y_image[h] * t01
+                            y_total = y[h] + x_image[h] * t10 + y_image[h] * a
                             # the determinant of 1 - s T, without its cancellation
                             inverse = 1.0 / ((1.0 - s * pole.real) ** 2 + (s * pole.imag) ** 2)
-                            x0 = ((1.0 - s * t11) * x_total + s * t01 * y_total) * inverse
-                            y0 = ((1.0 - s * t00) * y_total + s * t10 * x_total) * inverse
+                            x0 = ((1.0 - s * a) * x_total + s * t01 * y_total) * inverse
+                            y0 = ((1.0 - s * a) * y_total + s * t10 * x_total) * inverse
                             x[h], y[h] = x0, y0
                             x_image[h] += s * x0
                             y_image[h] += s * y0
@@ -494,13 +492,13 @@ def real_discrete_lyapunov_factor(t: RealArray, b: RealArray) -> RealArray:
                                 y_image[i] += y0 * columns[h, i]
                         h -= 1
                     # B <- B - (U + Y Q) (I + H)^-1 inner, T^T = Q H the polar decomposition
-                    cosine, sine = t00 + t11, t10 - t01
+                    cosine, sine = 2.0 * a, t10 - t01
                     size = np.hypot(cosine, sine)
                     cosine, sine = cosine / size, sine / size
                     h00, h01, h11 = (
-                        1.0 + cosine * t00 - sine * t01,
-                        cosine * t10 - sine * t11,
-                        1.0 + sine * t10 + cosine * t11,
+                        1.0 + cosine * a - sine * t01,
+                        cosine * t10 - sine * a,
+                        1.0 + sine * t10 + cosine * a,
                     )
                     inverse = 1.0 / (h00 * h11 - h01 * h01)
                     for i in range(j):
@@ -513,8 +511,7 @@ def real_discrete_lyapunov_factor(t: RealArray, b: RealArray) -> RealArray:
                         y_weight = (h00 * inner[1, c] - h01 * inner[0, c]) * inverse
                         for i in range(j):
                             inputs[c, i] -= x_weight * x_image[i] + y_weight * y_image[i]
-                    L[j, :j], L[j + 1, :j] = x[:j], y[:j]
-                    L[j, j], L[j + 1, j], L[j + 1, j + 1] = u00, u01, u11
+                    _triangular_pair(L, j, x, y, u00, u01, u10, u11)
                 j -= 1
                 continue
             length = _length(inputs, j)

@@ -4,6 +4,7 @@ import inspect
 import subprocess
 import sys
 
+import mpmath
 import numpy as np
 import pytest
 from scipy.linalg import schur
@@ -64,6 +65,98 @@ def test_lyapunov_factors_solve_their_equation(module, name, rng):
     assert np.all(diagonal.imag == 0)
     assert np.all(diagonal.real > 0)
     np.testing.assert_array_equal(u, np.triu(u))
+
+
+def real_form(rng, batch, n, kind, *, discrete):
+    """Stable real Schur forms: of random matrices, with pairs of poles alone, with real poles alone, nearly skew-symmetric."""
+    forms = np.empty((batch, n, n))
+    for k in range(batch):
+        a = rng.normal(size=(n, n))
+        if kind == "pairs":
+            a = np.kron(np.eye((n + 1) // 2), [[0, 3], [-2, 0]])[:n, :n] + 0.3 * np.triu(a, 1)
+        elif kind == "real":
+            a = np.triu(a)
+        elif kind == "skew":
+            a = a - a.T + 0.1 * np.triu(a)
+        poles = np.linalg.eigvals(a)
+        a = 0.95 * a / np.abs(poles).max(initial=0.1) if discrete else a - (poles.real.max() + 0.1) * np.eye(n)
+        forms[k] = schur(a, output="real")[0]
+    return forms
+
+
+REAL_FACTORS = ["real_continuous_lyapunov_factor", "real_discrete_lyapunov_factor"]
+KINDS = ["random", "pairs", "real", "skew"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("batch", "n", "m"), [*SHAPES[:-1], (1, 2, 1), (2, 2, 5), (1, 20, 3)])
+@pytest.mark.parametrize("name", REAL_FACTORS)
+def test_real_lyapunov_factors(name, batch, n, m, kind, rng):
+    t, b = real_form(rng, batch, n, kind, discrete="discrete" in name), rng.normal(size=(batch, n, m))
+    before = t.copy(), b.copy()
+    fast, plain = getattr(_numba, name)(t, b), getattr(_reference, name)(t, b)
+    assert fast.shape == plain.shape
+    assert fast.dtype == plain.dtype == np.float64
+    np.testing.assert_allclose(fast, plain, rtol=0, atol=tolerance(float, factor=1e4) * np.abs(plain).max(initial=1.0))
+    np.testing.assert_array_equal(t, before[0])
+    np.testing.assert_array_equal(b, before[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", REAL_FACTORS)
+@pytest.mark.parametrize("module", [_numba, _reference], ids=["numba", "reference"])
+def test_real_lyapunov_factors_are_the_complex_ones_up_to_a_unitary_matrix(module, name, kind, rng):
+    t, b = real_form(rng, 3, 9, kind, discrete="discrete" in name), rng.normal(size=(3, 9, 2))
+    u = getattr(module, name)(t, b)
+    p, tt = u @ u.swapaxes(-1, -2), t.swapaxes(-1, -2)
+    left = t @ p @ tt - p if "discrete" in name else t @ p + p @ tt
+    size = max(np.linalg.norm(t, axis=(-2, -1)).max(), 1.0) ** 2 * np.abs(p).max()
+    np.testing.assert_allclose(left, -b @ b.swapaxes(-1, -2), atol=tolerance(float) * size)
+    np.testing.assert_array_equal(u, np.triu(u))
+    assert np.all(np.diagonal(u, axis1=-2, axis2=-1) >= 0)
+    s, z = module.complex_schur_form(t, np.broadcast_to(np.eye(9), t.shape))
+    v = z @ getattr(module, name.removeprefix("real_"))(s, z.conj().swapaxes(-1, -2) @ b)
+    np.testing.assert_allclose(v @ v.conj().swapaxes(-1, -2), p, atol=tolerance(float, factor=1e4) * np.abs(p).max())
+
+
+@pytest.mark.parametrize("name", REAL_FACTORS)
+@pytest.mark.parametrize("module", [_numba, _reference], ids=["numba", "reference"])
+def test_blocks_without_input_and_extreme_sizes(module, name, rng):
+    kernel = getattr(module, name)
+    t, b = real_form(rng, 1, 6, "pairs", discrete="discrete" in name), rng.normal(size=(1, 6, 2))
+    t[:, :4, 4:] = 0.0
+    b[:, 4:] = 0.0
+    np.testing.assert_array_equal(kernel(t, b)[:, 4:], 0.0)
+    b = rng.normal(size=(1, 6, 2))
+    for scale in (2.0**-900, 2.0**900):
+        np.testing.assert_allclose(kernel(t, b * scale) / scale, kernel(t, b), rtol=tolerance(float), atol=1e-14)
+
+
+@pytest.mark.parametrize("m", [1, 2, 3])
+@pytest.mark.parametrize("name", REAL_FACTORS)
+def test_a_pair_of_nearly_equal_poles_keeps_its_digits(name, m, rng):
+    """The factor of one block against 50 digits, entry by entry: a pair a +- i f with f from 0.7 to 1e-12, and inputs that hardly reach one of its states."""
+    for f in (0.7, 1e-4, 1e-8, 1e-12):
+        for reach in (1.0, 1e-6, f * f):
+            t = np.array([[[-0.5, 2.0], [-f * f / 2, -0.5]]])
+            b = rng.normal(size=(1, 2, m)) * [[1.0], [reach]]
+            u = getattr(_numba, name)(t, b)[0]
+            with mpmath.workdps(80):
+                S, B = mpmath.matrix(t[0].tolist()), mpmath.matrix(b[0].tolist())
+                one = mpmath.eye(2)
+                Q, operator = B * B.T, mpmath.zeros(4)
+                for i, j, k, h in np.ndindex(2, 2, 2, 2):
+                    if "discrete" in name:
+                        operator[2 * i + j, 2 * k + h] = one[i, k] * one[j, h] - S[i, k] * S[j, h]
+                    else:
+                        operator[2 * i + j, 2 * k + h] = -S[i, k] * one[j, h] - one[i, k] * S[j, h]
+                p00, p01, _, p11 = mpmath.lu_solve(operator, mpmath.matrix([Q[0, 0], Q[0, 1], Q[1, 0], Q[1, 1]]))
+                last = mpmath.sqrt(p11)
+                exact = [mpmath.sqrt(p00 - p01**2 / p11), p01 / last, last]
+            # The diagonal to nearly full relative accuracy. Parallel inputs share out what is left over, hence a little more than rounding.
+            found, exact = np.array([u[0, 0], u[0, 1], u[1, 1]]), np.array([float(x) for x in exact])
+            np.testing.assert_allclose(found[[0, 2]], exact[[0, 2]], rtol=tolerance(float, factor=10))
+            np.testing.assert_allclose(found[1], exact[1], rtol=0, atol=tolerance(float) * np.hypot(*exact[:2]))
 
 
 @pytest.mark.parametrize("name", ["continuous_lyapunov_factor", "discrete_lyapunov_factor"])
