@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hsv_torch.scan._elementwise import step_sizes
+
 
 @dataclass(frozen=True)
 class Quantities:
@@ -57,7 +59,7 @@ def projections(layer: Any, u: Tensor, normalise: Normalise = unchanged) -> tupl
     dt, B, C = normalise(*rows.split([dt_rank, n_features, n_features], -1))
     bias = layer.dt_proj.bias
     wide = torch.promote_types(bias.dtype, torch.float32)  # half precision would round small steps away beside the bias
-    delta = functional.softplus(functional.linear(dt, layer.dt_proj.weight).to(wide) + bias.to(wide))
+    delta = step_sizes(functional.linear(dt, layer.dt_proj.weight).to(wide), bias.to(wide))
     return delta, B, C
 
 
@@ -73,15 +75,16 @@ def quantities(
     Input and scan see zeros where `mask` is False, before the sequence or after it.
     """
     length = x.shape[1]
-    u, z = layer.in_proj(_masked(x, mask)).chunk(2, -1)
+    u, z = layer.in_proj(masked(x, mask)).chunk(2, -1)
     if length:  # torch has no convolution of nothing
         u = layer.conv1d(u.mT)[..., :length].mT
-    u = _masked(activation(u), mask)
+    u = masked(activation(u), mask)
     delta, B, C = projections(layer, u, normalise)
     return Quantities(delta, B, C, u, functional.silu(z), mask)
 
 
-def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
+def masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """``x (batch, length, d)`` with zeros where ``mask (batch, length)`` is False."""
     if mask is None:
         return x
     # Not a product: NaN in the padding would stay.

@@ -21,8 +21,9 @@ from hsv_torch.layers._checks import (
     padding_mask,
     without_padding,
 )
-from hsv_torch.layers._selective import Quantities, projections, quantities
+from hsv_torch.layers._selective import Quantities, masked, projections
 from hsv_torch.scan import linear_scan, selective_scan
+from hsv_torch.scan._elementwise import causal_convolution, skip_and_gate
 from hsv_torch.selective import SelectiveAdapter, SelectiveView
 
 StepSizeInit = Literal["random", "constant"]
@@ -206,9 +207,8 @@ class Mamba(nn.Module):
         hsv.ShapeError, hsv.DtypeError
             As :meth:`forward`.
         """
-        x = checked_input(x, ("batch", "length"), self.d_model, self.A_log.dtype)
-        mask = None if lengths is None else padding_mask(lengths.to(x.device), x.shape[0], x.shape[1])
-        return quantities(self, x, mask)
+        u, z, delta, B, C, mask = self._before_the_scan(x, lengths)
+        return Quantities(delta, B, C, u, functional.silu(z), mask)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Map ``x (batch, length, d_model)`` to an output of the same shape and of the parameters' dtype.
@@ -226,11 +226,11 @@ class Mamba(nn.Module):
             ``x`` has other axes, another number of channels, or a dtype other than the layer's (half precision is
             taken up to the layer's dtype, so that autocast works); `lengths` do not fit.
         """
-        q = self.quantities(x, lengths)
+        dtype = self.A_log.dtype
+        u, z, delta, B, C, _ = self._before_the_scan(x, lengths)
         with torch.autocast(x.device.type, enabled=False):
-            u, delta, B, C = (t.to(self.A_log.dtype) for t in (q.u, q.delta, q.B, q.C))
-            y = (self._scan(u, delta, B, C) + self.D * u) * q.gate
-        return without_padding(self.out_proj(y).to(self.A_log.dtype), lengths)
+            y = skip_and_gate(self._scan(u, delta.to(dtype), B.to(dtype), C.to(dtype)), u, self.D, z)
+        return without_padding(self.out_proj(y).to(dtype), lengths)
 
     def initial_state(self, batch: int) -> tuple[Tensor, Tensor]:
         """Return the state before the first step, zeros: the last inputs of the convolution, ``(batch, d, conv_kernel - 1)``, and ``(batch, d, n_states)``."""
@@ -264,6 +264,17 @@ class Mamba(nn.Module):
             y = _real_part((read * h).sum(-1)) + self.D * u
             y = y * functional.silu(z)
         return self.out_proj(y).to(dtype), (window[..., 1:], h)
+
+    def _before_the_scan(
+        self, x: Tensor, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """Input of the scan, what the gate is made of, step sizes, B, C and the mask of what is not padding."""
+        x = checked_input(x, ("batch", "length"), self.d_model, self.A_log.dtype)
+        mask = None if lengths is None else padding_mask(lengths.to(x.device), x.shape[0], x.shape[1])
+        u, z = self.in_proj(masked(x, mask)).to(self.A_log.dtype).chunk(2, -1)
+        with torch.autocast(x.device.type, enabled=False):
+            u = masked(causal_convolution(u, self.conv1d.weight[:, 0], self.conv1d.bias), mask)
+        return u, z, *projections(self, u), mask
 
     def _scan(self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor) -> Tensor:
         """``<C_t, h_t>`` of all steps, ``(batch, length, d)``."""
