@@ -118,9 +118,9 @@ def _states(
     VALUES: tl.constexpr,
 ):
     one = tl.full([], 1, tl.int64)
-    b, head = one * (tl.program_id(2) // heads), tl.program_id(2) % heads
+    b, head = one * (tl.program_id(0) // heads), tl.program_id(0) % heads
     group = head // (heads // groups)
-    i, c = tl.program_id(0) * KEYS + tl.arange(0, KEYS), tl.program_id(1) * VALUES + tl.arange(0, VALUES)
+    i, c = tl.program_id(1) * KEYS + tl.arange(0, KEYS), tl.program_id(2) * VALUES + tl.arange(0, VALUES)
     row, v_row = one * groups * n, one * heads * p
     k_ptr += b * length * row + group * n
     v_ptr += b * length * v_row + head * p
@@ -166,9 +166,9 @@ def _adjoints(
     VALUES: tl.constexpr,
 ):
     one = tl.full([], 1, tl.int64)
-    b, head = one * (tl.program_id(2) // heads), tl.program_id(2) % heads
+    b, head = one * (tl.program_id(0) // heads), tl.program_id(0) % heads
     group = head // (heads // groups)
-    i, c = tl.program_id(0) * KEYS + tl.arange(0, KEYS), tl.program_id(1) * VALUES + tl.arange(0, VALUES)
+    i, c = tl.program_id(1) * KEYS + tl.arange(0, KEYS), tl.program_id(2) * VALUES + tl.arange(0, VALUES)
     row, v_row = one * groups * n, one * heads * p
     q_ptr += b * length * row + group * n
     dy_ptr += b * length * v_row + head * p
@@ -216,10 +216,9 @@ def _outputs(
     VALUES: tl.constexpr,
 ):
     one = tl.full([], 1, tl.int64)
-    b, head = one * (tl.program_id(2) // heads), tl.program_id(2) % heads
-    group = head // (heads // groups)
-    chunk = tl.program_id(1)
-    c = tl.program_id(0) * VALUES + tl.arange(0, VALUES)
+    b, head = one * (tl.program_id(0) // n_chunks // heads), tl.program_id(0) // n_chunks % heads
+    group, chunk = head // (heads // groups), tl.program_id(0) % n_chunks
+    c = tl.program_id(1) * VALUES + tl.arange(0, VALUES)
     row, v_row = one * groups * n, one * heads * p
     q_ptr += b * length * row + group * n
     k_ptr += b * length * row + group * n
@@ -265,7 +264,7 @@ def _keys_gradient(
     adjoints_ptr,  # of `_adjoints`
     dq_ptr,  # (batch, length, heads, n), for each head of a group; so are
     dk_ptr,
-    dg_ptr,  # and this if PER_KEY; otherwise (blocks of keys, batch, length, heads), to be added up
+    dg_ptr,  # and this if PER_KEY; otherwise (batch, blocks of keys, length, heads), to be added up
     length,
     groups,
     heads,
@@ -279,11 +278,10 @@ def _keys_gradient(
     VALUES: tl.constexpr,
 ):
     one = tl.full([], 1, tl.int64)
-    b, head = one * (tl.program_id(2) // heads), tl.program_id(2) % heads
-    group = head // (heads // groups)
-    chunk = tl.program_id(1)
+    b, head = one * (tl.program_id(0) // n_chunks // heads), tl.program_id(0) // n_chunks % heads
+    group, chunk = head // (heads // groups), tl.program_id(0) % n_chunks
     step = tl.arange(0, STEPS)
-    i = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
+    i = tl.program_id(1) * KEYS + tl.arange(0, KEYS)
     row, v_row, out_row = one * groups * n, one * heads * p, one * heads * n
     q_ptr += b * length * row + group * n
     k_ptr += b * length * row + group * n
@@ -298,7 +296,7 @@ def _keys_gradient(
     else:
         g_ptr += b * length * heads + head
         g_row = one * heads
-        dg_ptr += (tl.program_id(0) * (tl.num_programs(2) // heads) + b) * length * heads + head
+        dg_ptr += (b * tl.num_programs(1) + tl.program_id(1)) * length * heads + head
     states_ptr += ((b * heads + head) * n_chunks + chunk) * n * p
     adjoints_ptr += ((b * heads + head) * n_chunks + chunk) * n * p
     first = chunk * STEPS
@@ -389,7 +387,7 @@ def _edges(kernel, side, values, log_decay, state, sizes):
     heads, p = values.shape[2:]
     n_chunks = ceil_div(length, sizes["STEPS"])
     edges = values.new_empty(batch, heads, n_chunks, n, p)
-    grid = ceil_div(n, sizes["KEYS"]), ceil_div(p, sizes["VALUES"]), batch * heads
+    grid = batch * heads, ceil_div(n, sizes["KEYS"]), ceil_div(p, sizes["VALUES"])
     kernel[grid](side, values, log_decay, edges, state, length, groups, heads, n, p, n_chunks, **sizes)
     return edges
 
@@ -398,7 +396,7 @@ def _values(q, k, v, log_decay, edges, sizes, *, against: bool):
     batch, length, groups, n = q.shape
     heads, p = v.shape[2:]
     y, n_chunks = torch.empty_like(v), edges.shape[2]
-    grid = ceil_div(p, sizes["VALUES"]), n_chunks, batch * heads
+    grid = batch * heads * n_chunks, ceil_div(p, sizes["VALUES"])
     _outputs[grid](q, k, v, log_decay, edges, y, length, groups, heads, n, p, n_chunks, AGAINST=against, **sizes)
     return y
 
@@ -434,7 +432,7 @@ def backward(q, k, v, log_decay, saved, dy, d_state, has_initial):
         sizes = _sizes(q, v, log_decay)
         per_key, blocks = log_decay.ndim == 4, ceil_div(n, sizes["KEYS"])
         dq, dk = (v.new_empty(batch, length, heads, n) for _ in range(2))
-        dg = torch.empty_like(dq) if per_key else v.new_empty(blocks, *log_decay.shape)
+        dg = torch.empty_like(dq) if per_key else v.new_empty(batch, blocks, length, heads)
         with on_device_of(v):
             states = _edges(_states, k, v, log_decay, saved.clone(), sizes)
             adjoints = _edges(_adjoints, q, dy, log_decay, adjoint, sizes)
@@ -457,9 +455,9 @@ def backward(q, k, v, log_decay, saved, dy, d_state, has_initial):
                 p,
                 states.shape[2],
             )
-            _keys_gradient[blocks, states.shape[2], batch * heads](*arguments, **sizes)
+            _keys_gradient[batch * heads * states.shape[2], blocks](*arguments, **sizes)
         dq, dk = (_sum_of_heads(t, groups) for t in (dq, dk))
-        dg = _sum_of_heads(dg, groups) if per_key else dg.sum(0)
+        dg = _sum_of_heads(dg, groups) if per_key else dg.sum(1)
     else:
         dq, dk, dv, dg = (torch.zeros_like(t) for t in (q, k, v, log_decay))
     return dq, dk, dv, dg, adjoint if has_initial else adjoint[:0].clone()

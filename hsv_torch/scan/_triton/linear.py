@@ -16,11 +16,12 @@ import triton.language as tl
 
 from hsv_torch.scan._triton._launch import OPTIONS, ceil_div, on_device_of
 
-LANES = (
-    2**17
-)  # threads with loads on their way that hide the latency of memory on a large GPU; a constant, so that results repeat
+# Threads with loads on their way that hide the latency of memory on a large GPU. A constant, so that results do not depend on the GPU.
+LANES = 2**17
 BLOCK = 128  # states of a program, one for each thread
-SHORTEST = 64  # steps of a piece, a multiple of those that are loaded at once: in shorter ones the ends would be as much work as the rest
+# Steps of a piece, a multiple of those that are loaded at once: in shorter ones the ends would be as much work as the rest.
+SHORTEST = 64
+MOST = 2**15  # pieces: a launch has a limit
 
 
 @triton.jit
@@ -224,7 +225,7 @@ def _backward(
 
 def pieces_of(batch: int, length: int, n: int) -> tuple[int, int]:
     """Into how many pieces to cut the time axis, and how long they are."""
-    wanted = min(ceil_div(LANES, batch * n), length // SHORTEST)
+    wanted = min(ceil_div(LANES, batch * n), length // SHORTEST, MOST)
     if wanted <= 1:
         return 1, ceil_div(length, SHORTEST) * SHORTEST
     piece = ceil_div(ceil_div(length, wanted), SHORTEST) * SHORTEST

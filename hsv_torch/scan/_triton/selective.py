@@ -64,11 +64,11 @@ def _states(
     STEPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    b = tl.program_id(2).to(tl.int64)
-    i = tl.program_id(0) * STATES
-    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    n_blocks = tl.cdiv(n, STATES)
     one = tl.full([], 1, tl.int64)
     row = one * d
+    b, i = one * (tl.program_id(0) // n_blocks), tl.program_id(0) % n_blocks * STATES
+    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     h, rates = (), ()
     for s in tl.static_range(STATES):
         here = tl.where(c < d, n - i, 0) > s
@@ -112,11 +112,11 @@ def _adjoints(
     STEPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    b = tl.program_id(2).to(tl.int64)
-    i = tl.program_id(0) * STATES
-    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    n_blocks = tl.cdiv(n, STATES)
     one = tl.full([], 1, tl.int64)
     row = one * d
+    b, i = one * (tl.program_id(0) // n_blocks), tl.program_id(0) % n_blocks * STATES
+    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     later, rates = (), ()
     for s in tl.static_range(STATES):
         here = tl.where(c < d, n - i, 0) > s
@@ -158,6 +158,7 @@ def _outputs(
     padded,
     segment,
     n_chunks,  # for each program
+    programs,  # for each sequence: one, IN_TURN
     chunks_of_a_segment,
     n_segments,
     IN_TURN: tl.constexpr,
@@ -165,13 +166,13 @@ def _outputs(
     STEPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    b = tl.program_id(2).to(tl.int64)
-    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     one = tl.full([], 1, tl.int64)
     row = one * d
-    start = start_ptr + (b * tl.num_programs(0) + tl.program_id(0)) * n * row + c
+    b = one * (tl.program_id(0) // programs)
+    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    start = start_ptr + tl.program_id(0) * n * row + c
     for chunk in range(n_chunks):
-        t = segment + (tl.program_id(0) * n_chunks + chunk) * STEPS
+        t = segment + (tl.program_id(0) % programs * n_chunks + chunk) * STEPS
         left = tl.where(c < d, length - t, 0)
         delta = _signals(delta_ptr, (b * length + t) * row + c, row, left, STEPS)
         x = _signals(x_ptr, (b * length + t) * row + c, row, left, STEPS)
@@ -218,18 +219,18 @@ def _gradients(
     length,
     padded,
     segment,
+    n_chunks,
     blocks,  # of channels, in a part
     STEPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    b = tl.program_id(2).to(tl.int64)
-    chunk, n_chunks = tl.program_id(1), tl.num_programs(1)
-    t = segment + chunk * STEPS
     one = tl.full([], 1, tl.int64)
     row = one * d
-    part = b * tl.num_programs(0) + tl.program_id(0)
+    b, chunk = one * (tl.program_id(0) // n_chunks), tl.program_id(0) % n_chunks
+    t = segment + chunk * STEPS
+    part = b * tl.num_programs(1) + tl.program_id(1)
     for block in range(blocks):
-        c = (tl.program_id(0) * blocks + block) * BLOCK + tl.arange(0, BLOCK)
+        c = (tl.program_id(1) * blocks + block) * BLOCK + tl.arange(0, BLOCK)
         left = tl.where(c < d, length - t, 0)
         at = (b * length + t) * row + c
         delta, x = _signals(delta_ptr, at, row, left, STEPS), _signals(x_ptr, at, row, left, STEPS)
@@ -325,7 +326,7 @@ def forward(x, delta, A, B, C, initial, return_state, save):
     with on_device_of(x):
         if batch * blocks >= PROGRAMS:
             arguments = delta, x, rates, B, C, y, state, saved, d, n, length, padded, 0, ceil_div(length, steps)
-            _outputs[1, blocks, batch](*arguments, chunks, n_segments, IN_TURN=True, SAVE=save, **sizes)
+            _outputs[batch, blocks](*arguments, 1, chunks, n_segments, IN_TURN=True, SAVE=save, **sizes)
         else:
             edges = x.new_empty(batch, chunks, n, d)
             for k in range(n_segments):
@@ -334,7 +335,9 @@ def forward(x, delta, A, B, C, initial, return_state, save):
                 first = k * segment
                 _find_states(delta, x, rates, B, edges, state, first, sizes)
                 arguments = delta, x, rates, B, C, y, edges, saved, d, n, length, padded, first, 1
-                _outputs[chunks, blocks, batch](*arguments, chunks, n_segments, IN_TURN=False, SAVE=False, **sizes)
+                _outputs[batch * chunks, blocks](
+                    *arguments, chunks, chunks, n_segments, IN_TURN=False, SAVE=False, **sizes
+                )
     return y, _from_states(state, return_state), saved
 
 
@@ -343,7 +346,7 @@ def _find_states(delta, x, rates, B, edges, state, segment: int, sizes) -> None:
     n, padded = B.shape[1:]
     states = _states_of_a_thread(n)
     arguments = delta, x, rates, B, edges, state, d, n, length, padded, segment, edges.shape[1]
-    _states[ceil_div(n, states), ceil_div(d, sizes["BLOCK"]), batch](*arguments, STATES=states, **sizes)
+    _states[batch * ceil_div(n, states), ceil_div(d, sizes["BLOCK"])](*arguments, STATES=states, **sizes)
 
 
 def backward(x, delta, A, B, C, saved, dy, d_state, has_initial):
@@ -372,10 +375,10 @@ def backward(x, delta, A, B, C, saved, dy, d_state, has_initial):
             last = min(first + segment, length)
             _find_states(delta, x, rates, B, edges, saved[:, k].contiguous(), first, sizes)
             arguments = delta, dy, rates, C, later, adjoint, d, n, length, padded, first, chunks
-            _adjoints[ceil_div(n, states), blocks, batch](*arguments, STATES=states, **sizes)
+            _adjoints[batch * ceil_div(n, states), blocks](*arguments, STATES=states, **sizes)
             sums = x.new_zeros(2, batch, parts, n, segment)
             arguments = delta, x, rates, B, C, dy, edges, later, d_delta, dx, *sums, d, n, length, padded, first
-            _gradients[parts, chunks, batch](*arguments, blocks_of_a_part, **sizes)
+            _gradients[batch * chunks, parts](*arguments, chunks, blocks_of_a_part, **sizes)
             dB[:, first:last], dC[:, first:last] = sums.sum(2).mT[:, :, : last - first]
             dA += edges.sum((0, 1))
     return dx, d_delta, dA.mT.contiguous(), dB, dC, _from_states(adjoint, has_initial)
