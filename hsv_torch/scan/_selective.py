@@ -92,7 +92,7 @@ def selective_scan(
 
     On CUDA devices a Triton kernel has the channels across its threads and takes the states of a chunk of time one after the other: the cost is
     proportional to ``n``, whatever ``n`` is. It is one exponential a step, channel and state forward (two where
-    sequences and channels are too few to fill a GPU) and three backward. States are kept at the edges of chunks, of at most 256 MiB at a time.
+    sequences and channels are too few to fill a GPU) and three backward. The states at the edges of chunks take the memory of two signals like `x`, or 64 MiB.
 
     Other devices, and CUDA without Triton, take a parallel scan in plain PyTorch, in chunks of time that are computed again in the backward
     pass, said once in a warning. It has derivatives of every order.

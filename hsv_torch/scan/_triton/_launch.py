@@ -11,9 +11,9 @@ from torch import Tensor
 OPTIONS = {"enable_fp_fusion": True}
 
 # Of the selective scan. Bytes of a signal in a chunk, for each channel: the backward pass has seven such signals in registers, the forward
-# pass three. Bytes of the states at the edges of chunks that are kept at a time.
+# pass three. Bytes of the states at the edges of chunks that may be kept at a time even where two signals are smaller.
 FORWARD_BYTES, BACKWARD_BYTES = 64, 32
-SEGMENT_BYTES = 2**28
+SEGMENT_BYTES = 2**26
 
 
 def on_device_of(tensor: Tensor) -> Any:
@@ -32,11 +32,12 @@ def steps_of(itemsize: int) -> tuple[int, int]:
 
 def segments_of(batch: int, length: int, d: int, n: int, itemsize: int) -> tuple[int, int]:
     """Into how many segments the selective scan cuts the time axis, and how long they are: as many as hold two states at the edge of each
-    chunk to ``SEGMENT_BYTES``, but not so many that the states at the edges of segments are more than those.
+    chunk to the size of two signals, but not so many that the states at the edges of segments are more than those.
     """
     longest, shortest = steps_of(itemsize)
     edges = 2 * itemsize * batch * ceil_div(length, shortest) * d * n
-    wanted = min(ceil_div(edges, SEGMENT_BYTES), math.isqrt(ceil_div(2 * length, shortest)))
+    budget = max(SEGMENT_BYTES, 2 * itemsize * batch * length * d)
+    wanted = min(ceil_div(edges, budget), math.isqrt(ceil_div(2 * length, shortest)))
     segment = ceil_div(ceil_div(length, max(1, wanted)), longest) * longest
     return ceil_div(length, segment), segment
 
