@@ -18,6 +18,7 @@ from hsv._array import (
     Array,
     conjugate,
     conjugate_transpose,
+    from_host,
     imag,
     in_host_memory,
     is_complex,
@@ -26,6 +27,7 @@ from hsv._array import (
     real,
     squared_modulus,
     to_complex,
+    to_host,
     widen,
 )
 from hsv._systems import DiagonalStateSpace
@@ -44,30 +46,23 @@ _STATES_PER_INPUT = 32
 
 def cauchy_factor(sys: DiagonalStateSpace) -> Array:
     """Factor the controllability Gramian in double precision, by pivoted elimination on its generators; see :func:`hsv.controllability_factor`."""
-    kind, poles = _poles(sys)
-    generators = widen(sys.B)
-    if in_host_memory(generators):
-        return on_host(partial(_factor_on_host, kind), poles, generators, reason="the elimination")
-    if _device.kernels_serve(generators, sys.n_states):
-        return _device.cauchy_factor(kind, poles, _diagonal(kind, poles), _compressed(generators))
-    return _eliminate(generators, *_pairs(kind, poles))
+    return _elimination(*_poles(sys), widen(sys.B))
 
 
 def cauchy_factors(sys: DiagonalStateSpace) -> tuple[Array, Array]:
     """Factor both Gramians in double precision, by Cholesky's method where they are found to be well conditioned, elsewhere by elimination."""
     kind, poles = _poles(sys)
-    generators = widen(sys.B), conjugate_transpose(widen(sys.C))
-    if in_host_memory(poles):
-        first, second = on_host(partial(_factors_on_host, kind), poles, *generators, reason="the elimination")
-        return first, second
-    if _device.kernels_serve(poles, sys.n_states):
-        diagonal = _diagonal(kind, poles)
-        return (
-            _device.cauchy_factor(kind, poles, diagonal, _compressed(generators[0])),
-            _device.cauchy_factor(kind, conjugate(poles), diagonal, _compressed(generators[1])),
-        )
-    gaps, pairs = _pairs(kind, poles)
-    return _eliminate(generators[0], gaps, pairs), _eliminate(generators[1], conjugate(gaps), conjugate(pairs))
+    B, C = widen(sys.B), conjugate_transpose(widen(sys.C))  # the generators of both
+    few = sys.n_states < _LEAST_STATES or sys.n_states > _STATES_PER_INPUT * min(sys.n_inputs, sys.n_outputs)
+    if few or _device.kernels_serve(B, sys.n_states):
+        return _eliminate_both(kind, poles, B, C)
+    if not in_host_memory(B) or not sys.batch_shape:
+        return _factor_both(kind, poles, B, C)
+    # Each system of a batch is found well conditioned for itself, and is large enough for a round of this loop.
+    factors = [_factor_both(kind, poles[i], B[i], C[i]) for i in np.ndindex(sys.batch_shape)]
+    xp, shape = namespace(B), (*sys.batch_shape, sys.n_states, sys.n_states)
+    first, second = (xp.reshape(xp.stack(each), shape) for each in zip(*factors, strict=True))
+    return first, second
 
 
 def denominators(sys: DiagonalStateSpace, *, conjugated: bool = True) -> Array:
@@ -103,63 +98,83 @@ def _factor_on_host(kind: _Kind, poles: np.ndarray, G: np.ndarray) -> np.ndarray
     return _eliminate_on_host(G, *_pairs_on_host(kind, poles))
 
 
-def _factors_on_host(kind: _Kind, poles: np.ndarray, B: np.ndarray, C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Factor both Gramians of every system of a batch, with generators ``B (..., n, m)`` and ``C (..., n, p)``."""
-    n = poles.shape[-1]
-    if n < _LEAST_STATES or n > _STATES_PER_INPUT * min(B.shape[-1], C.shape[-1]):
-        gaps, pairs = _pairs_on_host(kind, poles)
-        first = _eliminate_on_host(B, gaps, pairs)
-        # The dual system has the conjugate poles.
-        return first, _eliminate_on_host(C, np.conjugate(gaps, out=gaps), np.conjugate(pairs, out=pairs))
-    factors = [_factors_of_one(kind, poles[i], B[i], C[i]) for i in np.ndindex(poles.shape[:-1])]
-    if poles.ndim == 1:
-        return factors[0]
-    shape = (*poles.shape, n)
-    first, second = (np.array(each).reshape(shape) for each in zip(*factors, strict=True))
-    return first, second
-
-
-def _factors_of_one(kind: _Kind, poles: np.ndarray, B: np.ndarray, C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    P, Q = B @ B.conj().T, C @ C.conj().T
-    if kind == "logarithms" and np.iscomplexobj(poles):
-        _kernels.divide_by_log_pole_pairs(poles[None], P[None], Q[None])
+def _factor_both(kind: _Kind, poles: Array, B: Array, C: Array) -> tuple[Array, Array]:
+    """Factor both Gramians, with generators ``B (..., n, m)`` and ``C (..., n, p)``; a batch by one method alone."""
+    P, Q = B @ conjugate_transpose(B), C @ conjugate_transpose(C)
+    if kind == "logarithms" and is_complex(poles) and in_host_memory(poles) and poles.ndim == 1:
+        _kernels.divide_by_log_pole_pairs(*(to_host(x)[None] for x in (poles, P, Q)))
     else:
         pairs = _denominators(kind, poles)
-        P /= pairs
-        Q /= pairs.conj()
+        P, Q = P / pairs, Q / conjugate(pairs)
         del pairs
     first = _cholesky_factor(P)
     del P
     second = _cholesky_factor(Q)
     del Q
-    if first is None or second is None:
-        gaps, pairs = _pairs_on_host(kind, poles)
-        first = _eliminate_on_host(B, gaps, pairs) if first is None else first
-        if second is None:
-            second = _eliminate_on_host(C, np.conjugate(gaps, out=gaps), np.conjugate(pairs, out=pairs))
-    return first, second
+    if first is not None and second is not None:
+        return first, second
+    if first is None and second is None:
+        return _eliminate_both(kind, poles, B, C)
+    if first is None:
+        return _elimination(kind, poles, B), second
+    return first, _elimination(kind, conjugate(poles), C)
 
 
-def _cholesky_factor(P: np.ndarray) -> np.ndarray | None:
+def _cholesky_factor(P: Array) -> Array | None:
     """Return the lower factor of a matrix that is given on and below its diagonal, which is overwritten; None unless it is well conditioned.
 
     With ``R R^H`` the matrix scaled to a unit diagonal and ``z`` random of unit variance, ``|R^-H z|^2`` is the trace of the inverse on the mean, and falls a hundred
-    times short of the inverse's norm with probability 1/100: for all of four vectors, 1e-8.
+    times short of the inverse's norm with probability 1/100: for all of four vectors, 1e-8. (A real ``z`` falls short more often, and there are eight.)
     """
-    n = P.shape[-1]
-    scale = np.sqrt(np.diagonal(P).real)
+    xp = namespace(P)
+    scale = xp.sqrt(real(xp.linalg.diagonal(P)))
     try:
-        L = np.linalg.cholesky(P)
-    except np.linalg.LinAlgError:
+        L = xp.linalg.cholesky(P)
+    except Exception as error:
+        if "LinAlgError" in type(error).__name__:  # each library has its own
+            return None
+        raise
+    # A squared pivot of R is no less than the least eigenvalue. Whatever is not a number is not well conditioned either.
+    if not bool(xp.all((real(xp.linalg.diagonal(L)) / scale) ** 2 * _WELL_CONDITIONED > 1)):
         return None
-    # A squared pivot of R is no less than the least eigenvalue.
-    if not np.min(np.diagonal(L).real / scale) ** 2 * _WELL_CONDITIONED > 1:
-        return None
-    z = np.random.default_rng(0).normal(scale=math.sqrt(0.5), size=(n, 4, 2)) @ np.array([1.0, 1j])
-    T = np.asarray(P, complex)
-    np.negative(np.conjugate(L.T, out=T), out=T)
-    solution = _kernels.triangular_resolvent(T[None], np.zeros((1, 1), complex), scale[None, :, None] * z)
-    return L if np.max(np.sum(squared_modulus(solution), axis=-2)) < _WELL_CONDITIONED else None
+    n = P.shape[-1]
+    z = np.random.default_rng(0).normal(size=(n, 8))
+    if in_host_memory(P) and P.ndim == 2:
+        T = np.asarray(to_host(P), complex)
+        np.negative(np.conjugate(to_host(L).T, out=T), out=T)  # the kernel solves with 0 I - T
+        z = z.view(complex) * math.sqrt(0.5) * to_host(scale)[:, None]
+        traces = np.sum(
+            squared_modulus(_kernels.triangular_resolvent(T[None], np.zeros((1, 1), complex), z[None])), axis=-2
+        )
+        return L if np.max(traces) < _WELL_CONDITIONED else None
+    z = xp.astype(from_host(z.view(complex) * math.sqrt(0.5) if is_complex(P) else z, P), P.dtype)
+    solution = xp.linalg.solve(conjugate_transpose(L), xp.astype(scale, P.dtype)[..., None] * z)
+    return L if bool(xp.all(xp.sum(squared_modulus(solution), axis=-2) < _WELL_CONDITIONED)) else None
+
+
+def _elimination(kind: _Kind, poles: Array, G: Array) -> Array:
+    if in_host_memory(G):
+        return on_host(partial(_factor_on_host, kind), poles, G, reason="the elimination")
+    if _device.kernels_serve(G, poles.shape[-1]):
+        return _device.cauchy_factor(kind, poles, _diagonal(kind, poles), _compressed(G))
+    return _eliminate(G, *_pairs(kind, poles))
+
+
+def _eliminate_both(kind: _Kind, poles: Array, B: Array, C: Array) -> tuple[Array, Array]:
+    if in_host_memory(B):
+        first, second = on_host(partial(_factors_on_host, kind), poles, B, C, reason="the elimination")
+        return first, second
+    if _device.kernels_serve(B, poles.shape[-1]):
+        # The dual system has the conjugate poles.
+        return _elimination(kind, poles, B), _elimination(kind, conjugate(poles), C)
+    gaps, pairs = _pairs(kind, poles)
+    return _eliminate(B, gaps, pairs), _eliminate(C, conjugate(gaps), conjugate(pairs))
+
+
+def _factors_on_host(kind: _Kind, poles: np.ndarray, B: np.ndarray, C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    gaps, pairs = _pairs_on_host(kind, poles)
+    first = _eliminate_on_host(B, gaps, pairs)
+    return first, _eliminate_on_host(C, np.conjugate(gaps, out=gaps), np.conjugate(pairs, out=pairs))
 
 
 def _eliminate_on_host(G: np.ndarray, differences: np.ndarray, denominators: np.ndarray) -> np.ndarray:

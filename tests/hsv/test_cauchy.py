@@ -1,5 +1,7 @@
+import array_api_strict as strict
 import numpy as np
 import pytest
+import torch
 
 import hsv
 from hsv import _cauchy, _kernels
@@ -16,10 +18,13 @@ def layer(rng, n, m, phase, *, batch=()):
     return hsv.DiagonalStateSpace.from_log_poles(logs, B, C)
 
 
-def elimination_values(sys):
-    """Hankel values by elimination alone."""
-    Lc, Lo = hsv.controllability_factor(sys), hsv.observability_factor(sys)
+def values_of(factors):
+    Lc, Lo = factors
     return np.linalg.svd(Lo.conj().swapaxes(-1, -2) @ Lc, compute_uv=False)
+
+
+def elimination_values(sys):
+    return values_of((hsv.controllability_factor(sys), hsv.observability_factor(sys)))
 
 
 @pytest.fixture
@@ -41,7 +46,7 @@ def outcomes(monkeypatch):
 def test_many_inputs_against_exact_arithmetic(n, m, phase, rng, outcomes):
     sys = layer(rng, n, m, phase)
     exact = diagonal_hankel_values(sys.log_poles, sys.B, sys.C, log_poles=True)
-    values = hsv.hankel_singular_values(sys)
+    values = values_of(cauchy_factors(sys))
     assert outcomes == [True, True]
     np.testing.assert_allclose(values, exact, atol=1e-14 * exact[0])
     np.testing.assert_allclose(values, exact, rtol=1e-12)
@@ -59,7 +64,7 @@ def test_what_is_too_badly_conditioned_goes_to_the_elimination(kind, rng, outcom
         elif kind == "real":
             sys = hsv.DiagonalStateSpace(phase / 6.2 - abs(sys.poles()), sys.B.real, sys.C.real, dt=True)
         expected = elimination_values(sys)
-        values = hsv.hankel_singular_values(sys)
+        values = values_of(cauchy_factors(sys))
         np.testing.assert_allclose(values, expected, atol=2e-14 * expected[0])
         # Factors whose error is eps times a condition of at most 1e4, or the elimination's own
         np.testing.assert_allclose(values, expected, rtol=1e-10)
@@ -88,10 +93,25 @@ def test_repeated_poles_and_rows_of_zeros_among_many_inputs(rng, outcomes):
     B[:3] = 0
     B[50] = B[10]
     sys = hsv.DiagonalStateSpace.from_log_poles(logs, B, sys.C)
-    values, expected = hsv.hankel_singular_values(sys), elimination_values(sys)
+    values, expected = values_of(cauchy_factors(sys)), elimination_values(sys)
     assert outcomes[0] is False
     np.testing.assert_allclose(values, expected, atol=1e-14 * expected[0])
     assert np.sum(values < 1e-14 * values[0]) >= 4
+
+
+@pytest.mark.parametrize("library", [strict, torch], ids=["array_api_strict", "torch"])
+@pytest.mark.parametrize("complex_", [True, False])
+def test_every_library_gives_the_numbers_of_numpy(library, complex_, rng, outcomes):
+    for phase in (6.0, 0.01):
+        sys = layer(rng, 50, 5, phase)
+        if not complex_:
+            sys = hsv.DiagonalStateSpace.from_log_poles(20 * sys.log_poles.real, sys.B.real, sys.C.real)
+        other = hsv.DiagonalStateSpace.from_log_poles(*(library.asarray(x) for x in (sys.log_poles, sys.B, sys.C)))
+        factors = cauchy_factors(other)
+        assert all(type(L) is type(other.B) for L in factors)
+        values, expected = (values_of([np.asarray(L) for L in pair]) for pair in (factors, cauchy_factors(sys)))
+        np.testing.assert_allclose(values, expected, atol=1e-14 * expected[0])
+    assert outcomes == ([True] * 4 + [False] * 4 if complex_ else [False] * 8)
 
 
 @pytest.mark.parametrize("spread", [1.0, 1e-9])
