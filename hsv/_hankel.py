@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from hsv import _small_systems
 from hsv._array import Array, conjugate_transpose, imag, namespace, real, round_to, transpose, widen
 from hsv._cauchy import cauchy_factors
 from hsv._gramians import require_stable
@@ -16,13 +17,15 @@ class Factors(NamedTuple):
     """Factors of both Gramians in double precision, in the coordinates in which the algebra is done.
 
     For a system made by :func:`hsv.real_part` these are the real coordinates of its ``to_dense()``. Where ``right`` and ``left`` are given, the factors
-    in the system's own coordinates are ``right @ controllability`` and ``left @ observability``, and ``left^H right = I``.
+    in the system's own coordinates are ``right @ controllability`` and ``left @ observability``, and ``left^H right = I``. ``sensitivity`` is that of
+    :class:`hsv._lyapunov.FactoredPair`.
     """
 
     controllability: Array
     observability: Array
     right: Array | None = None
     left: Array | None = None
+    sensitivity: Array | None = None
 
 
 def hankel_singular_values(sys: LinearSystem) -> Array:
@@ -59,8 +62,9 @@ def hankel_singular_values(sys: LinearSystem) -> Array:
     >>> hsv.hankel_singular_values(sys).round(5)
     array([24.42686,  0.57314])
     """
-    factors = gramian_factors(sys)
-    return round_to(singular_values(factors), real(sys.B))
+    if _small_systems.fits(sys):
+        return round_to(_small_systems.hankel_values(sys), real(sys.B))
+    return round_to(singular_values(gramian_factors(sys)), real(sys.B))
 
 
 def singular_values(factors: Factors) -> Array:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from hsv import _small_systems
 from hsv._array import (
     Array,
     conjugate_transpose,
     device,
+    dtype_name,
     eye,
     from_host,
     in_host_memory,
@@ -24,13 +26,20 @@ from hsv._array import (
 )
 from hsv._doubling import is_stable
 from hsv._errors import HsvError, OrderError, OrderWarning
-from hsv._hankel import from_real_coordinates, gramian_factors
+from hsv._hankel import Factors, from_real_coordinates, gramian_factors
 from hsv._order import ErrorBound, Order, Rule, as_rule
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, stability_margin
 from hsv._text import reduction_html, reduction_text
 
 _EPS = float(np.finfo(np.float64).eps)
 _CLUSTER = 1e-6  # neighbours closer than this, relatively, make the kept subspace arbitrary
+
+
+class Rounding(NamedTuple):
+    """How far rounding errors move each Hankel value, and the transfer function in the H-infinity norm, to first order: host arrays ``(...)``."""
+
+    values: np.ndarray
+    response: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -47,8 +56,9 @@ class Reduction:
     hankel_singular_values : array or None
         Of the original system, shape ``(..., n)``; None where a method does not need them.
     error_bound : array or None
-        Upper bound of the H-infinity norm of the error, shape ``(...)``; None where theory has none. It covers the truncation and the rounding of
-        the singular values, not the rounding of the reduced matrices to the input's precision.
+        Upper bound of the H-infinity norm of the error, shape ``(...)``; None where theory has none. It covers the truncation and, for dense systems on the
+        host, the rounding errors of double precision to first order (see :func:`balanced_truncation`), not the rounding of the reduced matrices to single precision.
+        Zero where nothing is discarded.
     left, right : array or None
         ``(..., n, r)`` with ``left^H right = I`` and ``A_r = left^H A right``, ``B_r = left^H B``, ``C_r = C right``; zero in the padding.
     notes : tuple of str
@@ -62,6 +72,7 @@ class Reduction:
     left: Array | None
     right: Array | None
     notes: tuple[str, ...] = ()
+    _rounding: Rounding | None = field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
         return reduction_text(self)
@@ -105,6 +116,7 @@ class Reduction:
             None if self.left is None else self.left[index][:, :r],
             None if self.right is None else self.right[index][:, :r],
             self.notes,
+            None if self._rounding is None else Rounding(*(x[index] for x in self._rounding)),
         )
 
 
@@ -206,31 +218,64 @@ def _orthonormal_bases(observe: Array, control: Array, sigma: Array, keep: Array
     return xp.linalg.qr(observe * mask)[0] * mask, xp.linalg.qr(control * mask)[0] * mask
 
 
-def _truncate(sys: LinearSystem, rule: Rule, bases: _Bases) -> Reduction:
-    xp = namespace(sys.B)
-    factors = gramian_factors(sys)
-    U, sigma, Vh = xp.linalg.svd(
-        conjugate_transpose(factors.observability) @ factors.controllability, full_matrices=False
+def _truncate_small(sys: LinearSystem, rule: Rule) -> Reduction:
+    """:func:`balanced_truncation` of systems that the compiled pipeline takes."""
+    single = dtype_name(sys.B) in ("float32", "complex64")
+    small = _small_systems.truncate(sys, lambda sigma: choose_orders(rule, sigma, stacklevel=7), single)
+    batch = sys.batch_shape
+    left, right, A, B, C = (
+        from_host(x.reshape(*batch, *x.shape[1:]), sys.B) for x in (small.left, small.right, small.A, small.B, small.C)
     )
+    reduced = StateSpace(A, B, C, sys.D, dt=sys.dt)
+    sigma = small.values.reshape(*batch, sys.n_states)
+    if not _small_systems.certainly_stable(small.A, sys.is_discrete):
+        check_stability(reduced, sigma, small.orders)
+    return Reduction(
+        system=reduced,
+        orders=from_host(small.orders, sys.B),
+        hankel_singular_values=round_to(from_host(sigma, sys.B), real(sys.B)),
+        error_bound=round_up(from_host(error_bound(sigma, small.orders), sys.B), sys),
+        left=left,
+        right=right,
+        notes=small.notes,
+    )
+
+
+def _truncate(sys: LinearSystem, rule: Rule, bases: _Bases) -> Reduction:
+    small = _small_systems.fits(sys) and not getattr(sys, "_conjugate_pairs", False)
+    if small and bases is _balancing_bases:
+        return _truncate_small(sys, rule)
+    xp = namespace(sys.B)
+    if small:
+        sigma, all_observe, all_control = _small_systems.balancing_bases(sys)
+    else:
+        factors = gramian_factors(sys)
+        U, sigma, Vh = xp.linalg.svd(
+            conjugate_transpose(factors.observability) @ factors.controllability, full_matrices=False
+        )
     sigma_host = to_host(sigma)
-    orders, notes = choose_orders(rule, sigma_host, stacklevel=4)
+    rounding = None if small else rounding_errors(factors)
+    orders, notes = choose_orders(rule, sigma_host, stacklevel=4, rounding=rounding)
     r = max(int(orders.max(initial=1)), 1)
 
     orders_device = from_host(orders, sigma)
     keep = xp.astype(
         xp.arange(r, device=device(sigma)) < orders_device[..., None], sigma.dtype
     )  # (..., r): 0 for padding
-    observe = factors.observability @ U[..., :, :r]
-    control = factors.controllability @ conjugate_transpose(Vh[..., :r, :])
-    if factors.left is not None:
-        observe, control = factors.left @ observe, factors.right @ control
+    if small:
+        observe, control = all_observe[..., :r], all_control[..., :r]
+    else:
+        observe = factors.observability @ U[..., :, :r]
+        control = factors.controllability @ conjugate_transpose(Vh[..., :r, :])
+        if factors.left is not None:
+            observe, control = factors.left @ observe, factors.right @ control
     left, right = bases(observe, control, sigma[..., :r], keep)
     left = make_biorthogonal(left, right, keep)
 
     reduced = _project(sys, left, right, keep)
     if isinstance(sys, DiagonalStateSpace) and sys._conjugate_pairs:
         left, right = from_real_coordinates(left), from_real_coordinates(right)
-    bound = error_bound(sigma_host, orders)
+    bound = error_bound(sigma_host, orders, rounding)
     check_stability(reduced, sigma_host, orders)
     return Reduction(
         system=reduced,
@@ -240,6 +285,7 @@ def _truncate(sys: LinearSystem, rule: Rule, bases: _Bases) -> Reduction:
         left=round_to(left, sys.B),
         right=round_to(right, sys.B),
         notes=notes,
+        _rounding=rounding,
     )
 
 
@@ -262,40 +308,56 @@ def balance(sys: LinearSystem) -> Reduction:
         return balanced_truncation(sys, Order(sys.n_states))
 
 
-def numerical_rank(sigma: np.ndarray) -> np.ndarray:
-    """Values that stand above the rounding errors of the largest one, ``(...)``."""
-    return np.asarray(np.sum(sigma > sigma.shape[-1] * _EPS * sigma[..., :1], axis=-1))
+def rounding_errors(factors: Factors) -> Rounding | None:
+    """Return what double precision can do to a reduction by these factors; None where they have high relative accuracy, or poles were not computed.
+
+    A product of factors has the error ``n eps |Lo| |Lc|``. A Schur form is exact for a matrix ``A + dA`` with ``|dA|`` near ``eps |A|``, which moves the response by
+    ``|C R| |dA| |R B|`` with the resolvent ``R``: at a resonance with the damping ``d`` that is ``eps |A| / d`` times the peak, and ``|Lo| |Lc|`` is near it.
+    """
+    if factors.sensitivity is None:
+        return None
+    size = np.prod([np.linalg.norm(to_host(L), axis=(-2, -1)) for L in factors[:2]], axis=0)
+    n = factors.controllability.shape[-1]
+    return Rounding(n * _EPS * size, (n + to_host(factors.sensitivity)) * _EPS * size)
 
 
-def choose_orders(rule: Rule, sigma: np.ndarray, stacklevel: int = 3) -> tuple[np.ndarray, tuple[str, ...]]:
+def numerical_rank(sigma: np.ndarray, rounding: Rounding | None = None) -> np.ndarray:
+    """Values that stand above their rounding errors ``(...)``: those given, or those of the largest one."""
+    noise = sigma.shape[-1] * _EPS * sigma[..., 0] if rounding is None else rounding.values
+    return np.asarray(np.sum(sigma > noise[..., None], axis=-1))
+
+
+def choose_orders(
+    rule: Rule, sigma: np.ndarray, stacklevel: int = 3, rounding: Rounding | None = None
+) -> tuple[np.ndarray, tuple[str, ...]]:
     """Orders within the numerical rank ``(...)``, and what is remarkable about them, warned of as well."""
     orders = rule.choose(sigma)
-    rank = numerical_rank(sigma)
+    rank = numerical_rank(sigma, rounding)
     notes = []
     if np.any(orders > rank):
         if isinstance(rule, ErrorBound):
-            best = error_bound(sigma, rank).max(initial=0.0)
+            best = error_bound(sigma, rank, rounding).max(initial=0.0)
             raise OrderError(
                 f"no order meets ErrorBound({rule.bound:g}): the smallest bound that double precision can certify is {best:.3g}"
             )
         which = np.argmax(orders - rank)
         notes.append(
-            f"the order was capped at {rank.flat[which]} instead of {orders.flat[which]}: the values beyond are rounding errors of the largest"
+            f"the order was capped at {rank.flat[which]} instead of {orders.flat[which]}: the values beyond are rounding errors"
             + (f" (in {int(np.sum(orders > rank))} of {orders.size} systems)" if orders.size > 1 else "")
         )
         orders = np.minimum(orders, rank)
     n = sigma.shape[-1]
-    inside = (orders > 0) & (orders < rank)
-    last = np.take_along_axis(sigma, np.clip(orders - 1, 0, n - 1)[..., None], axis=-1)[..., 0]
-    following = np.take_along_axis(sigma, np.clip(orders, 0, n - 1)[..., None], axis=-1)[..., 0]
-    split = inside & (last - following <= _CLUSTER * last)
+    flat, cuts = sigma.reshape(-1, n), orders.reshape(-1)
+    which = np.arange(len(cuts))
+    last, following = flat[which, np.maximum(cuts, 1) - 1], flat[which, np.minimum(cuts, n - 1)]
+    split = (cuts > 0) & (cuts < rank.reshape(-1)) & (last - following <= _CLUSTER * last)
     if np.any(split):
-        which = np.argmax(split)
+        k = np.argmax(split)
         notes.append(
-            f"the cut after {orders.flat[which]} states splits a cluster of nearly equal Hankel values ({last.flat[which]:.9g}, {following.flat[which]:.9g}): "
+            f"the cut after {cuts[k]} states splits a cluster of nearly equal Hankel values ({last[k]:.9g}, {following[k]:.9g}): "
             "which of its states stay is arbitrary; an order outside the cluster is safer"
         )
-    if np.any(sigma[..., 0] == 0):
+    if np.any(flat[:, 0] == 0):
         notes.append("all Hankel singular values are zero: no input reaches any output, and only D is left")
     for note in notes:
         warnings.warn(note, OrderWarning, stacklevel=stacklevel)
@@ -328,12 +390,16 @@ def _project(sys: LinearSystem, left: Array, right: Array, keep: Array) -> State
     return StateSpace(A, B, C, sys.D, dt=sys.dt)
 
 
-def error_bound(sigma: np.ndarray, orders: np.ndarray) -> np.ndarray:
-    """``2 * sum`` of the discarded values, each allowed its rounding error, rounded up."""
+def error_bound(sigma: np.ndarray, orders: np.ndarray, rounding: Rounding | None = None) -> np.ndarray:
+    """``2 * sum`` of the discarded values, with an allowance for rounding errors where there are any, rounded up."""
     n = sigma.shape[-1]
     discarded = np.arange(n) >= orders[..., None]
-    allowance = 4 * n * _EPS * sigma[..., :1]  # backward error of the singular values
-    return np.asarray(2 * np.sum(np.where(discarded, sigma + allowance, 0.0), axis=-1) * (1 + 2 * n * _EPS))
+    if rounding is None:  # the backward error of each singular value
+        allowance = n * _EPS * sigma[..., 0] * np.sum(discarded, axis=-1)
+    else:
+        allowance = np.where(discarded[..., -1], rounding.response, 0.0)
+    tail = np.sum(np.where(discarded, sigma, 0.0), axis=-1)
+    return np.asarray(2 * (tail + 4 * allowance) * (1 + 2 * n * _EPS))
 
 
 def round_up(bound: Array, sys: LinearSystem) -> Array:

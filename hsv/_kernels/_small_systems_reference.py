@@ -1,0 +1,138 @@
+"""The kernels for small diagonal systems in plain NumPy: what each one means, and what `_small_systems` is compared with.
+
+``poles (batch, n, planes)``, ``B (batch, n, m, planes)``, ``C (batch, p, n, planes)``: double precision, real parts in the first plane, imaginary parts in
+the second one if there is one. ``rests``, of the shape of the poles or empty, is what the poles lack to be exact. Kernels
+do the systems from `first` to `last` and write to their last arguments. The callers have checked shapes and stability.
+"""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hsv._kernels._reference import cauchy_factor
+
+RealArray: TypeAlias = NDArray[np.float64]
+Numbers: TypeAlias = NDArray[Any]  # float64 or complex128
+
+
+def exponentials(first: int, last: int, logs: RealArray, values: RealArray, rests: RealArray) -> None:
+    """``exp`` of the numbers ``logs (k, planes)`` in twice the working precision, here in extended precision at best."""
+    wide = numbers(logs[first:last].astype(np.longdouble))
+    exact = np.exp(wide)
+    parts = np.stack([exact.real, exact.imag], axis=-1)[..., : logs.shape[-1]]
+    values[first:last] = parts
+    rests[first:last] = parts - values[first:last]
+
+
+def hankel_values(
+    first: int,
+    last: int,
+    discrete: bool,
+    poles: RealArray,
+    rests: RealArray,
+    B: RealArray,
+    C: RealArray,
+    values: RealArray,
+) -> bool:
+    """Write all Hankel singular values, descending, to ``values (batch, n)``; whether every iteration converged."""
+    for s in range(first, last):
+        X, Y = _factors(s, discrete, poles, rests, B, C)
+        values[s] = np.linalg.svd(X.T @ Y, compute_uv=False)
+    return True
+
+
+def balancing_bases(
+    first: int,
+    last: int,
+    discrete: bool,
+    poles: RealArray,
+    rests: RealArray,
+    B: RealArray,
+    C: RealArray,
+    values: RealArray,
+    left: RealArray,
+    right: RealArray,
+) -> bool:
+    """:func:`hankel_values` and, of ``Lo^H Lc = U S V^H``, ``Lo U`` and ``Lc V``, both ``(batch, n, n, planes)``."""
+    for s in range(first, last):
+        X, Y = _factors(s, discrete, poles, rests, B, C)
+        U, values[s], Vh = np.linalg.svd(X.T @ Y)
+        for target, basis in ((left, X.conj() @ U), (right, Y @ Vh.conj().T)):
+            target[s] = np.stack([basis.real, basis.imag], axis=-1)[..., : target.shape[-1]]
+    return True
+
+
+def _factors(
+    s: int, discrete: bool, poles: RealArray, rests: RealArray, B: RealArray, C: RealArray
+) -> tuple[Numbers, Numbers]:
+    """``conj(Lo)`` and ``Lc``: their Gramians have the same denominators, and the generators ``C^T`` and ``B``."""
+    pole, rest = numbers(poles[s]), numbers(rests[s]) if len(rests) else 0.0 * numbers(poles[s])
+    if discrete:
+        cross = np.outer(pole, rest.conj())
+        pairs = 1.0 - np.outer(pole, pole.conj()) - cross - cross.conj().T
+    else:
+        pairs = -(pole[:, None] + pole.conj())
+    gaps = pole[:, None] - pole + (rest[:, None] - rest)
+    X, Y = (cauchy_factor(G[None], gaps[None], pairs[None])[0] for G in (numbers(C[s]).T, numbers(B[s])))
+    return X, Y
+
+
+def project(
+    first: int,
+    last: int,
+    discrete: bool,
+    poles: Numbers,
+    B: Numbers,
+    C: Numbers,
+    values: RealArray,
+    orders: NDArray[np.int64],
+    left: Numbers,
+    right: Numbers,
+    A_r: Numbers,
+    B_r: Numbers,
+    C_r: Numbers,
+) -> None:
+    """Scale bases ``(batch, n, r)`` in place to ``left^H right = I`` in their first `orders` columns, zero in the others, and reduce the systems.
+
+    Here arrays are real or complex, without planes. The padding of ``A_r`` is zero, or -1 on the diagonal in continuous time.
+    """
+    for s in range(first, last):
+        r, most = orders[s], A_r.shape[-1]
+        scale = np.where(np.arange(most) < r, np.maximum(values[s, :most], np.finfo(float).tiny) ** -0.5, 0.0)
+        left[s] *= scale
+        right[s] *= scale
+        keep = slice(0, r)
+        gram = left[s, :, keep].conj().T @ right[s, :, keep]
+        left[s, :, keep] = np.linalg.solve(gram, left[s, :, keep].conj().T).conj().T
+        A_r[s] = left[s].conj().T @ (poles[s][:, None] * right[s])
+        B_r[s], C_r[s] = left[s].conj().T @ B[s], C[s] @ right[s]
+        if not discrete:
+            A_r[s] -= np.diag(np.arange(most) >= r)
+
+
+def stable(first: int, last: int, discrete: bool, A: Numbers, verdicts: NDArray[np.bool_]) -> None:
+    """Tell of each matrix of ``A (batch, n, n)`` whether its powers are found to vanish, or those of its Cayley transform.
+
+    A yes is certain but for rounding errors; a no says only that 50 squarings did not show it.
+    """
+    for s in range(first, last):
+        x = A[s]
+        if not discrete:
+            shift = max(float(np.linalg.norm(x)), 2.0**-1000) * np.eye(len(x))
+            x = np.linalg.solve(shift - x, shift + x)
+        for _ in range(50):
+            if not 0.5 <= np.linalg.norm(x) ** 2 < 1e100:
+                break
+            x = x @ x
+        verdicts[s] = np.linalg.norm(x) ** 2 < 0.5
+
+
+def side_by_side(n: int, planes: int) -> int:
+    """How many systems share a vector, for ranges of systems that leave no lane empty; nothing to share here."""
+    return 1
+
+
+def numbers(x: Numbers) -> Numbers:
+    """Real or complex numbers from their parts on the last axis."""
+    return x[..., 0] if x.shape[-1] == 1 else x[..., 0] + 1j * x[..., 1]
