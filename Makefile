@@ -4,6 +4,7 @@
 #   make lint          ruff                     make types        mypy
 #   make docs          build the documentation  make format       let ruff rewrite the sources
 #   make bench         benchmarks, minutes      make bench-full   benchmarks, all sizes
+#   make bench-publish web pages of all results in .asv
 #   make clean         remove what these targets wrote, .venv too
 #
 # Variables, all optional:
@@ -28,10 +29,10 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(if $(C
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --maxprocesses=8 --dist=worksteal
 
-.PHONY: help demo test test-slow lint format types docs bench bench-full clean
+.PHONY: help demo test test-slow lint format types docs bench bench-full bench-publish clean
 
 help:
-	@sed -n '2,13s/^# \{0,1\}//p' Makefile
+	@sed -n '2,14s/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/.installed-repro
 	$(BIN)/python -m paper_repro demo $(ARGS)
@@ -62,6 +63,10 @@ bench: $(VENV)/.installed-bench
 
 bench-full: $(VENV)/.installed-bench
 	$(BIN)/python -m asv_benchmarks.run --full $(ARGS)
+
+bench-publish: $(VENV)/.installed-bench
+	$(BIN)/asv publish $(ARGS)
+	@echo "The pages are in .asv/html; '$(BIN)/asv preview' serves them"
 
 clean:
 	rm -rf $(VENV) .asv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
