@@ -125,6 +125,15 @@ def compiler(monkeypatch, tmp_path):
         pytest.skip("Triton interprets: TRITON_INTERPRET=1")
 
 
+@pytest.mark.slow
+def test_the_benchmark_of_a_gpu_runs():
+    command = [sys.executable, "-m", "asv_benchmarks.scan_gpu", "--quick"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-4000:]
+    for scan in ("linear", "selective", "attention", "diagonal", "Mamba training step"):
+        assert f"scan: {scan} " in run.stdout
+
+
 SIZES = ("any", "one", "multiples of 16")
 FEW = {"linear": ["_backward"], "selective": ["_outputs", "_gradients"], "attention": ["_keys_gradient"]}
 
