@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from hsv import _small_systems
+from hsv import _device, _small_systems
 from hsv._array import Array, conjugate_transpose, imag, namespace, real, round_to, transpose, widen
 from hsv._cauchy import cauchy_factors
 from hsv._gramians import require_stable
@@ -69,8 +69,19 @@ def hankel_singular_values(sys: LinearSystem) -> Array:
 
 def singular_values(factors: Factors) -> Array:
     """Singular values of ``Lo^H Lc``."""
-    xp = namespace(factors.controllability)
-    return xp.linalg.svdvals(conjugate_transpose(factors.observability) @ factors.controllability)
+    product = conjugate_transpose(factors.observability) @ factors.controllability
+    if _device.kernels_serve(product, product.shape[-1]):
+        return _device.singular_values(product)
+    return namespace(product).linalg.svdvals(product)
+
+
+def singular_value_decomposition(factors: Factors) -> tuple[Array, Array, Array]:
+    """``U, sigma, V^H`` with ``Lo^H Lc = U diag(sigma) V^H``."""
+    product = conjugate_transpose(factors.observability) @ factors.controllability
+    if _device.kernels_serve(product, product.shape[-1]):
+        return _device.svd(product)
+    U, sigma, Vh = namespace(product).linalg.svd(product, full_matrices=False)
+    return U, sigma, Vh
 
 
 def gramian_factors(sys: LinearSystem) -> Factors:

@@ -26,7 +26,7 @@ from hsv._array import (
 )
 from hsv._doubling import is_stable
 from hsv._errors import HsvError, OrderError, OrderWarning
-from hsv._hankel import Factors, from_real_coordinates, gramian_factors
+from hsv._hankel import Factors, from_real_coordinates, gramian_factors, singular_value_decomposition
 from hsv._order import ErrorBound, Order, Rule, as_rule
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, stability_margin
 from hsv._text import reduction_html, reduction_text
@@ -250,9 +250,7 @@ def _truncate(sys: LinearSystem, rule: Rule, bases: _Bases) -> Reduction:
         sigma, all_observe, all_control = _small_systems.balancing_bases(sys)
     else:
         factors = gramian_factors(sys)
-        U, sigma, Vh = xp.linalg.svd(
-            conjugate_transpose(factors.observability) @ factors.controllability, full_matrices=False
-        )
+        U, sigma, Vh = singular_value_decomposition(factors)
     sigma_host = to_host(sigma)
     rounding = None if small else rounding_errors(factors)
     orders, notes = choose_orders(rule, sigma_host, stacklevel=4, rounding=rounding)

@@ -6,6 +6,7 @@ A simulated thread is a thread of Python: a few states take a second. Sizes are 
 import sys
 
 import numpy as np
+import pytest
 
 
 def start():
@@ -50,10 +51,10 @@ def decomposition(matrices, with_vectors, most_shared):
     return left, values, right, _cuda.converged(sweeps.max()), plan
 
 
-def public(name, *arguments):
+def public(call, sys, arguments=()):
     """Call a public function as if NumPy arrays were a GPU's; return its result and how often each kernel was launched."""
     import hsv
-    from hsv import _array, _cauchy, _device, _hankel, _reduction
+    from hsv import _array, _cauchy, _device, _reduction, _small_systems
     from hsv._kernels import _cuda
 
     launched = {"factors": 0, "decompositions": 0}
@@ -67,20 +68,10 @@ def public(name, *arguments):
 
         return count
 
-    saved = []
-
-    def replace(module, attribute, value):
-        saved.append((module, attribute, getattr(module, attribute)))
-        setattr(module, attribute, value)
-
-    for kernel in launched:
-        replace(_cuda, kernel, counted(kernel))
-    replace(_device, "in_cuda_memory", lambda x: True)
-    for module in (_array, _cauchy, _hankel, _reduction):
-        if hasattr(module, "in_host_memory"):
-            replace(module, "in_host_memory", lambda x: False)
-    try:
-        return getattr(hsv, name)(*arguments), launched
-    finally:
-        for module, attribute, value in saved:
-            setattr(module, attribute, value)
+    with pytest.MonkeyPatch.context() as patch:
+        for kernel in launched:
+            patch.setattr(_cuda, kernel, counted(kernel))
+        patch.setattr(_device, "in_cuda_memory", lambda x: True)
+        for module in (_array, _cauchy, _reduction, _small_systems):
+            patch.setattr(module, "in_host_memory", lambda x: False)
+        return getattr(hsv, call)(sys, *arguments), launched

@@ -1,6 +1,7 @@
 """The GPU's kernels, simulated on the host, against plain references, element by element; and how they would be launched."""
 
 import concurrent.futures
+import contextlib
 import importlib.util
 import multiprocessing
 import types
@@ -9,7 +10,8 @@ import mpmath
 import numpy as np
 import pytest
 
-from hsv import _cauchy
+import hsv
+from hsv import _cauchy, _device
 from tests.hsv import cuda_simulator
 from tests.hsv.exact import diagonal_hankel_values
 from tests.hsv.reference_systems import complex_normal
@@ -208,6 +210,101 @@ class TestWholeSystems:
         )
         assert exact[-1] < 1e-6 * exact[0]
         np.testing.assert_allclose(values, exact, rtol=1e-13)
+
+
+def small_system(rng, *, complex_, dt=True, batch=(2,), n=4):
+    kind = DISCRETE if dt else CONTINUOUS
+    poles = draw(rng, kind, n, complex_=complex_, batch=int(np.prod(batch))).reshape(*batch, n)
+    B, C = (generators_of(rng, *shape, complex_=complex_, batch=int(np.prod(batch))) for shape in ((n, 1), (2, n)))
+    return hsv.DiagonalStateSpace(poles, B.reshape(*batch, n, 1), C.reshape(*batch, 2, n), dt=dt)
+
+
+class TestPublicFunctions:
+    """The whole way from a public function to the kernels and back, NumPy arrays in the place of a GPU's."""
+
+    @pytest.mark.parametrize("dt", [0, True])
+    @pytest.mark.parametrize("complex_", [True, False], ids=["complex", "real"])
+    def test_hankel_values(self, simulate, complex_, dt, rng):
+        sys = small_system(rng, complex_=complex_, dt=dt, batch=(2, 1))
+        values, launched = simulate("public", "hankel_singular_values", sys)
+        assert launched == {"factors": 2, "decompositions": 1}
+        np.testing.assert_allclose(values, hsv.hankel_singular_values(sys), rtol=1e-11)
+
+    def test_log_poles_and_factors_and_single_precision(self, simulate, rng):
+        logs = draw(rng, LOGS, 4, complex_=True).astype(np.complex64)
+        B, C = (generators_of(rng, *shape, complex_=True).astype(np.complex64) for shape in ((4, 6), (1, 4)))
+        sys = hsv.DiagonalStateSpace.from_log_poles(logs, B, C)
+        L, launched = simulate("public", "controllability_factor", sys)  # more inputs than states: compressed first
+        assert launched == {"factors": 1, "decompositions": 0}
+        assert L.dtype == np.complex64
+        P = hsv.controllability_gramian(sys)
+        np.testing.assert_allclose(
+            L @ L.conj().swapaxes(-1, -2), P, atol=tolerance(np.complex64, factor=10) * np.abs(P).max()
+        )
+
+    @pytest.mark.parametrize("method", ["balanced_truncation", "balancing_free_truncation"])
+    def test_truncations(self, simulate, method, rng):
+        sys = small_system(rng, complex_=True)
+        red, launched = simulate("public", method, sys, (hsv.Order(2),))
+        assert launched == {"factors": 2, "decompositions": 1}
+        expected = getattr(hsv, method)(sys, hsv.Order(2))
+        w = [0.1, 1.0, 3.0]
+        np.testing.assert_allclose(
+            red.system.frequency_response(w),
+            expected.system.frequency_response(w),
+            atol=1e-11 * hsv.hinf_norm(sys).max(),
+        )
+        np.testing.assert_allclose(red.error_bound, expected.error_bound, rtol=1e-8)
+
+    def test_the_real_part_of_a_complex_system(self, simulate, rng):
+        sys = hsv.real_part(small_system(rng, complex_=True, n=3))
+        values, launched = simulate("public", "hankel_singular_values", sys)
+        assert launched == {"factors": 2, "decompositions": 1}
+        np.testing.assert_allclose(values, hsv.hankel_singular_values(sys), atol=1e-12 * values.max())
+
+    def test_an_empty_batch_launches_nothing(self, simulate, rng):
+        sys = small_system(rng, complex_=True, batch=(0, 3))
+        values, launched = simulate("public", "hankel_singular_values", sys)
+        assert values.shape == (0, 3, 4)
+        assert launched == {"factors": 0, "decompositions": 0}
+
+
+class TestChoice:
+    """Which arrays go to the kernels."""
+
+    @pytest.fixture(autouse=True)
+    def fresh(self, monkeypatch):
+        monkeypatch.setattr(_device, "_usable", None)
+
+    def test_arrays_on_the_host_do_not(self):
+        assert not _device.kernels_serve(np.empty(3), 3)
+        assert _device._usable is None  # and nothing was looked for
+
+    def test_small_ones_on_a_gpu_do(self, monkeypatch):
+        monkeypatch.setattr(_device, "in_cuda_memory", lambda x: True)
+        monkeypatch.setattr(_device, "backends", lambda probe: {"numba-cuda": types.SimpleNamespace(available=True)})
+        assert _device.kernels_serve(np.empty(3), 256)
+        assert not _device.kernels_serve(np.empty(3), 257)
+
+    def test_where_the_compiler_is_missing_it_is_said_once(self, monkeypatch):
+        monkeypatch.setattr(_device, "in_cuda_memory", lambda x: True)
+        missing = types.SimpleNamespace(available=False, reason="not installed", install="pip install X")
+        monkeypatch.setattr(_device, "backends", lambda probe: {"numba-cuda": missing})
+        with pytest.warns(UserWarning, match=r"numba-cuda is not available \(not installed; pip install X\)"):
+            assert not _device.kernels_serve(np.empty(3), 3)
+        assert not _device.kernels_serve(np.empty(3), 3)
+
+    def test_what_does_not_converge_is_an_error(self, monkeypatch):
+        kernels = _kernels()
+        monkeypatch.setattr(kernels, "most_shared_bytes", lambda: H100)
+        monkeypatch.setattr(_device, "_on_device_of", lambda x: contextlib.nullcontext())
+
+        def never(arrays, plan, **options):
+            arrays[4][:] = kernels._MOST_SWEEPS + 1
+
+        monkeypatch.setattr(kernels, "decompositions", never)
+        with pytest.raises(hsv.HsvError, match="did not converge"):
+            _device.singular_values(np.eye(3)[None])
 
 
 class TestPlans:
