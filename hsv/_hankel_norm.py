@@ -99,8 +99,8 @@ def hankel_norm_approximation(sys: LinearSystem, rule: Rule | int) -> Reduction:
         return _approximate_diagonal(sys, rule)
     bal = balance(in_double_precision(sys))
     sigma = to_host(bal.hankel_singular_values)
-    chosen, notes = choose_orders(rule, sigma)
-    full, ranks = bal.system, numerical_rank(sigma)
+    chosen, notes = choose_orders(rule, sigma, rounding=bal._rounding)
+    full, ranks = bal.system, numerical_rank(sigma, bal._rounding)
     *parts, orders = on_host(
         lambda A, B, C, D: _approximate_batch(A, B, C, D, sigma, chosen, ranks, discrete=full.is_discrete),
         *(widen(x) for x in (full.A, full.B, full.C, full.D)),

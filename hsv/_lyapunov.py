@@ -351,13 +351,15 @@ def solve_lyapunov_factored_by_doubling(a: Array, b: Array, *, discrete: bool) -
 class FactoredPair(NamedTuple):
     """Square roots of both Gramians: ``P = (right Lc)(right Lc)^H`` and ``Q = (left Lo)(left Lo)^H``, with ``left^H right = I``.
 
-    ``right`` and ``left`` are ``None`` where they are identities.
+    ``right`` and ``left`` are ``None`` where they are identities. ``sensitivity``, of shape ``(...)``, is ``|a|_F`` over the distance of the poles to the stability
+    boundary: how many times its own relative size a rounding error of ``a`` can grow near a resonance. ``None`` where the poles were not computed.
     """
 
     controllability: Array
     observability: Array
     right: Array | None
     left: Array | None
+    sensitivity: Array | None
 
 
 def solve_lyapunov_factored_pair(a: Array, b: Array, c: Array, *, discrete: bool) -> FactoredPair:
@@ -367,7 +369,7 @@ def solve_lyapunov_factored_pair(a: Array, b: Array, c: Array, *, discrete: bool
     back before they are multiplied. Arrays of one library in double precision, already checked.
     """
     if _off_the_host(a):
-        return FactoredPair(*_doubling.factor_pair(a, b, c, discrete=discrete), None, None)
+        return FactoredPair(*_doubling.factor_pair(a, b, c, discrete=discrete), None, None, None)
     return FactoredPair(
         *on_host(lambda a, b, c: _factored_pair(a, b, c, discrete=discrete), a, b, c, reason="the Schur form")
     )
@@ -474,27 +476,30 @@ def _balanced_discrete_lyapunov(a: Matrix, q: Matrix) -> Matrix:
 
 def _factored(a: Matrix, b: Matrix, *, discrete: bool) -> Matrix:
     a, scale = _balanced(a)
-    kind, (s, z) = np.result_type(a, b), _stable_form(a, b, discrete=discrete)
+    kind, (s, z, _) = np.result_type(a, b), _stable_form(a, b, discrete=discrete)
     return (scale * (z @ _factor_in_schur_form(s, z, b / scale, discrete=discrete))).astype(kind, copy=False)
 
 
-def _factored_pair(a: Matrix, b: Matrix, c: Matrix, *, discrete: bool) -> tuple[Matrix, Matrix, Matrix, Matrix]:
+def _factored_pair(a: Matrix, b: Matrix, c: Matrix, *, discrete: bool) -> tuple[Matrix, ...]:
     a, scale = _balanced(a)
-    kind, (s, z) = np.result_type(a, b, c), _stable_form(a, b, c, discrete=discrete)
+    kind, (s, z, margin) = np.result_type(a, b, c), _stable_form(a, b, c, discrete=discrete)
     # a^H = z s^H z^H, and s^H is upper triangular once the order of its rows and columns is turned round.
     reverse_s, reverse_z = adjoint(s)[..., ::-1, ::-1], z[..., ::-1]
     controllability = _factor_in_schur_form(s, z, b / scale, discrete=discrete)
     observability = _factor_in_schur_form(reverse_s, reverse_z, scale * adjoint(c), discrete=discrete)[..., ::-1, :]
-    pair = _graded(controllability), _graded(observability), scale * z, z / scale
-    return pair if kind == z.dtype else tuple(x.astype(kind) for x in pair)  # type: ignore[return-value]
+    pair = (_graded(controllability), _graded(observability), scale * z, z / scale)
+    if kind != z.dtype:
+        pair = tuple(x.astype(kind) for x in pair)
+    return *pair, _norm(a)[..., 0, 0] / margin
 
 
-def _stable_form(a: Matrix, *others: Matrix, discrete: bool) -> tuple[Matrix, Matrix]:
-    """Return the real Schur form of a stable `a` if the other matrices are real as well, otherwise the complex one."""
+def _stable_form(a: Matrix, *others: Matrix, discrete: bool) -> tuple[Matrix, Matrix, Matrix]:
+    """Return the real Schur form of a stable `a` if the other matrices are real as well, otherwise the complex one, and how far its poles are from the boundary."""
     is_real = not any(np.iscomplexobj(x) and np.any(x.imag) for x in (a, *others))
     s, z = _real_schur_form(_real_where_possible(a)) if is_real else schur_form(a)
-    check_stable(_poles_of_form(s), discrete=discrete)
-    return s, z
+    poles = _poles_of_form(s)
+    check_stable(poles, discrete=discrete)
+    return s, z, np.min(1.0 - np.abs(poles) if discrete else -poles.real, axis=-1)
 
 
 def _poles_of_form(s: Matrix) -> Matrix:

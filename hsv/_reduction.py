@@ -158,6 +158,12 @@ def balanced_truncation(sys: LinearSystem, rule: Rule | int) -> Reduction:
     -----
     ``O(n^3)``; dense systems on the host, diagonal ones on the device of the arrays.
 
+    How far to trust the bound: it is twice the sum of the discarded values plus an allowance for rounding. For a dense system on the host that is
+    :math:`8\,(n + |A|_F / d)\,\varepsilon\,|L_o|_F |L_c|_F`, with ``A`` balanced by powers of two and ``d`` the distance of its poles to the stability boundary: the Schur form is exact for a matrix
+    that differs from ``A`` by rounding, and near a resonance that moves the response by so much. For well-conditioned systems it is below 1e-10 of the bound. To first order,
+    and two things are not in it: a cut between two values that agree to some digits, where rounding turns the kept subspace by ``eps`` over their distance, and the
+    rounding errors of a reduction that keeps every state, whose bound is zero.
+
     References
     ----------
     Moore (1981), IEEE Trans. Automat. Control 26; Tombs and Postlethwaite (1987), Int. J. Control 46 (square-root method);
@@ -309,19 +315,21 @@ def balance(sys: LinearSystem) -> Reduction:
 def rounding_errors(factors: Factors) -> Rounding | None:
     """Return what double precision can do to a reduction by these factors; None where they have high relative accuracy, or poles were not computed.
 
-    A product of factors has the error ``n eps |Lo| |Lc|``. A Schur form is exact for a matrix ``A + dA`` with ``|dA|`` near ``eps |A|``, which moves the response by
+    A product of factors has an error near ``eps |Lo| |Lc|``. A Schur form is exact for a matrix ``A + dA`` with ``|dA|`` near ``eps |A|``, which moves the response by
     ``|C R| |dA| |R B|`` with the resolvent ``R``: at a resonance with the damping ``d`` that is ``eps |A| / d`` times the peak, and ``|Lo| |Lc|`` is near it.
     """
     if factors.sensitivity is None:
         return None
     size = np.prod([np.linalg.norm(to_host(L), axis=(-2, -1)) for L in factors[:2]], axis=0)
     n = factors.controllability.shape[-1]
-    return Rounding(n * _EPS * size, (n + to_host(factors.sensitivity)) * _EPS * size)
+    return Rounding(_EPS * size, (n + to_host(factors.sensitivity)) * _EPS * size)
 
 
 def numerical_rank(sigma: np.ndarray, rounding: Rounding | None = None) -> np.ndarray:
-    """Values that stand above their rounding errors ``(...)``: those given, or those of the largest one."""
-    noise = sigma.shape[-1] * _EPS * sigma[..., 0] if rounding is None else rounding.values
+    """Values that stand above the rounding errors of the largest one, and those of the factors where they are known, ``(...)``."""
+    noise = sigma.shape[-1] * _EPS * sigma[..., 0]
+    if rounding is not None:
+        noise = np.maximum(noise, rounding.values)
     return np.asarray(np.sum(sigma > noise[..., None], axis=-1))
 
 

@@ -63,13 +63,13 @@ def singular_perturbation(sys: LinearSystem, rule: Rule | int) -> Reduction:
     rule = as_rule(rule)
     bal = balance(in_double_precision(sys))
     sigma = to_host(bal.hankel_singular_values)
-    orders, notes = choose_orders(rule, sigma)
+    orders, notes = choose_orders(rule, sigma, rounding=bal._rounding)
     r = max(int(orders.max(initial=1)), 1)
     full = bal.system
     A, B, C, D = (widen(x) for x in (full.A, full.B, full.C, full.D))
     xp = namespace(A)
     place = np.arange(full.n_states)
-    gone = (place >= orders[..., None]) & (place < numerical_rank(sigma)[..., None])
+    gone = (place >= orders[..., None]) & (place < numerical_rank(sigma, bal._rounding)[..., None])
     kept = place < orders[..., None]
     E, K = (from_host(mask.astype(np.float64), real(A)) for mask in (gone, kept))  # (..., n)
     E, K = xp.astype(E, A.dtype), xp.astype(K, A.dtype)
@@ -91,7 +91,7 @@ def singular_perturbation(sys: LinearSystem, rule: Rule | int) -> Reduction:
         system=reduced,
         orders=from_host(orders, sys.B),
         hankel_singular_values=round_to(bal.hankel_singular_values, real(sys.B)),
-        error_bound=round_up(from_host(error_bound(sigma, orders), real(A)), sys),
+        error_bound=round_up(from_host(error_bound(sigma, orders, bal._rounding), real(A)), sys),
         left=None,
         right=None,
         notes=notes,

@@ -41,7 +41,8 @@ def test_promises(make, complex_, dt, rng):
         poles = red.system.poles()
         assert (np.abs(poles).max() if dt else 1 + poles.real.max()) < 1
         assert worst_error(sys, red.system) <= red.error_bound + tolerance(float) * sigma[0]
-        np.testing.assert_allclose(red.error_bound, 2 * sigma[r:].sum(), rtol=1e-12, atol=1e-12)
+        # a bound of dense systems allows for eps |A| / margin, some 1e3 roundings here
+        np.testing.assert_allclose(red.error_bound, 2 * sigma[r:].sum(), rtol=1e-10, atol=1e-12)
         assert red.error_bound >= 2 * sigma[r:].sum()
         left_h = red.left.conj().T
         np.testing.assert_allclose(left_h @ red.right, np.eye(r), atol=1e-13)
