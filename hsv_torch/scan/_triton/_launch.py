@@ -21,6 +21,11 @@ def on_device_of(tensor: Tensor) -> Any:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
+def plain(tensor: Tensor) -> Tensor:
+    """As it stands in memory: contiguous, neither conjugated nor negated on the fly."""
+    return tensor.contiguous().resolve_conj().resolve_neg()
+
+
 def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 

@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from hsv_torch.scan._triton._launch import OPTIONS, attention_saved_shape, ceil_div, on_device_of
+from hsv_torch.scan._triton._launch import OPTIONS, attention_saved_shape, ceil_div, on_device_of, plain
 
 
 @triton.jit
@@ -38,13 +38,33 @@ def _tile(pointer, rows, columns, row, here_rows, here_columns):
 
 
 @triton.jit
-def _decays(g_ptr, t, last, row, i, here_i, PER_KEY: tl.constexpr):
-    """``g`` of steps: ``(steps, keys)``, or ``(steps, 1)`` for one decay a head; zero outside of the chunk."""
+def _since_start(g_ptr, t, last, row, i, here_i, PER_KEY: tl.constexpr):
+    """``exp(g[first] + ... + g[t])``: ``(steps, keys)``, or ``(steps, 1)`` for one decay a head. Steps past the end do not decay."""
     if PER_KEY:
-        g = _tile(g_ptr, t, i, row, t < last, here_i)
+        sums = tl.cumsum(_tile(g_ptr, t, i, row, t < last, here_i), 0)
     else:
-        g = tl.load(g_ptr + t * row, mask=t < last, other=0.0)[:, None]
-    return g
+        sums = tl.cumsum(tl.load(g_ptr + t * row, mask=t < last, other=0.0), 0)[:, None]
+    return tl.exp(sums)
+
+
+@triton.jit
+def _to_end(g_ptr, t, last, row, i, here_i, PER_KEY: tl.constexpr):
+    """``exp(g[t+1] + ... + g[last-1])``, likewise."""
+    if PER_KEY:
+        sums = tl.cumsum(_tile(g_ptr, t + 1, i, row, t + 1 < last, here_i), 0, reverse=True)
+    else:
+        sums = tl.cumsum(tl.load(g_ptr + (t + 1) * row, mask=t + 1 < last, other=0.0), 0, reverse=True)[:, None]
+    return tl.exp(sums)
+
+
+@triton.jit
+def _whole(g_ptr, t, last, row, i, here_i, PER_KEY: tl.constexpr):
+    """``exp(g[first] + ... + g[last-1])``, for every key."""
+    if PER_KEY:
+        sums = tl.sum(_tile(g_ptr, t, i, row, t < last, here_i), 0)
+    else:
+        sums = tl.sum(tl.load(g_ptr + t * row, mask=t < last, other=0.0), 0) + tl.where(here_i, 0.0, 0.0)
+    return tl.exp(sums)
 
 
 @triton.jit
@@ -140,8 +160,8 @@ def _states(
         t = chunk * STEPS + tl.arange(0, STEPS)
         last = tl.minimum(chunk * STEPS + STEPS, length)
         k, v = _tile(k_ptr, t, i, row, t < last, i < n), _tile(v_ptr, t, c, v_row, t < last, c < p)
-        to_end = tl.exp(tl.cumsum(_decays(g_ptr, t + 1, last, g_row, i, i < n, PER_KEY), 0, reverse=True))
-        whole = tl.exp(tl.sum(_decays(g_ptr, t, last, g_row, i, i < n, PER_KEY), 0))
+        to_end = _to_end(g_ptr, t, last, g_row, i, i < n, PER_KEY)
+        whole = _whole(g_ptr, t, last, g_row, i, i < n, PER_KEY)
         S = whole[:, None] * S + _dot(tl.trans(k * to_end), v, PRECISION)
     tl.store(state_ptr + i[:, None] * p + c[None, :], S, mask=(i < n)[:, None] & (c < p)[None, :])
 
@@ -189,8 +209,9 @@ def _adjoints(
         t = chunk * STEPS + tl.arange(0, STEPS)
         last = tl.minimum(chunk * STEPS + STEPS, length)
         q, dy = _tile(q_ptr, t, i, row, t < last, i < n), _tile(dy_ptr, t, c, v_row, t < last, c < p)
-        g = _decays(g_ptr, t, last, g_row, i, i < n, PER_KEY)
-        dS = tl.exp(tl.sum(g, 0))[:, None] * dS + _dot(tl.trans(q * tl.exp(tl.cumsum(g, 0))), dy, PRECISION)
+        since_start = _since_start(g_ptr, t, last, g_row, i, i < n, PER_KEY)
+        whole = _whole(g_ptr, t, last, g_row, i, i < n, PER_KEY)
+        dS = whole[:, None] * dS + _dot(tl.trans(q * since_start), dy, PRECISION)
     tl.store(adjoint_ptr + i[:, None] * p + c[None, :], dS, mask=(i < n)[:, None] & (c < p)[None, :])
 
 
@@ -244,12 +265,12 @@ def _outputs(
         i = block * KEYS + tl.arange(0, KEYS)
         S = _tile(edges_ptr, i, c, p, i < n, c < p)
         if AGAINST:
-            sums = tl.cumsum(_decays(g_ptr, t + 1, last, g_row, i, i < n, PER_KEY), 0, reverse=True)
+            decay = _to_end(g_ptr, t, last, g_row, i, i < n, PER_KEY)
             side = _tile(k_ptr, t, i, row, t < last, i < n)
         else:
-            sums = tl.cumsum(_decays(g_ptr, t, last, g_row, i, i < n, PER_KEY), 0)
+            decay = _since_start(g_ptr, t, last, g_row, i, i < n, PER_KEY)
             side = _tile(q_ptr, t, i, row, t < last, i < n)
-        y += _dot(side * tl.exp(sums), S, PRECISION)
+        y += _dot(side * decay, S, PRECISION)
     tl.store(y_ptr + t[:, None] * v_row + c[None, :], y, mask=(t < last)[:, None] & (c < p)[None, :])
 
 
@@ -314,14 +335,14 @@ def _keys_gradient(
         dq += _dot(dy, tl.trans(S), PRECISION)
         dk += _dot(v, tl.trans(dS), PRECISION)
         through += tl.sum(S * dS, 1)
-    g = _decays(g_ptr, t, last, g_row, i, i < n, PER_KEY)
-    dq = dq * tl.exp(tl.cumsum(g, 0))
-    dk = dk * tl.exp(tl.cumsum(_decays(g_ptr, t + 1, last, g_row, i, i < n, PER_KEY), 0, reverse=True))
+    dq = dq * _since_start(g_ptr, t, last, g_row, i, i < n, PER_KEY)
+    dk = dk * _to_end(g_ptr, t, last, g_row, i, i < n, PER_KEY)
+    through = through * _whole(g_ptr, t, last, g_row, i, i < n, PER_KEY)
     # What passes over step t comes from before it and goes to t or later: from the state before the chunk to an output, from a key to the state after
     # the chunk, from state to state, from a key to an output.
     into, out_of = q * dq, k * dk
     if PER_KEY:
-        dg = tl.cumsum(into, 0, reverse=True) + (tl.exp(tl.sum(g, 0)) * through)[None, :]
+        dg = tl.cumsum(into, 0, reverse=True) + through[None, :]
         dg += tl.cumsum(out_of, 0) - out_of
         sums = tl.zeros([STEPS, KEYS], q.dtype)
         for j in range(STEPS):
@@ -346,7 +367,7 @@ def _keys_gradient(
         dg = tl.sum(tl.where(step[:, None] > step[None, :], between, 0.0), 1)
         from_keys = tl.sum(out_of, 1)
         dg += tl.cumsum(tl.sum(into, 1), 0, reverse=True) + tl.cumsum(from_keys, 0) - from_keys
-        dg += tl.sum(tl.where(i < n, through, 0.0), 0) * tl.exp(tl.sum(tl.sum(g, 1), 0))
+        dg += tl.sum(through, 0)
         tl.store(dg_ptr + t * heads, dg, mask=t < last)
     here = (t < last)[:, None] & (i < n)[None, :]
     tl.store(dq_ptr + t[:, None] * out_row + i[None, :], dq, mask=here)
@@ -409,7 +430,7 @@ def forward(q, k, v, log_decay, initial, return_state, save):
         state.copy_(initial)
     if save:
         saved.copy_(state)
-    q, k, v, log_decay = (t.contiguous() for t in (q, k, v, log_decay))
+    q, k, v, log_decay = (plain(t) for t in (q, k, v, log_decay))
     if v.numel() and q.shape[3]:
         sizes = _sizes(q, v, log_decay)
         with on_device_of(v):
@@ -427,7 +448,7 @@ def backward(q, k, v, log_decay, saved, dy, d_state, has_initial):
     adjoint = v.new_zeros(batch, heads, n, p)
     if len(d_state):
         adjoint.copy_(d_state)
-    q, k, v, log_decay, dy = (t.contiguous() for t in (q, k, v, log_decay, dy))
+    q, k, v, log_decay, dy = (plain(t) for t in (q, k, v, log_decay, dy))
     if v.numel() and n:
         sizes = _sizes(q, v, log_decay)
         per_key, blocks = log_decay.ndim == 4, ceil_div(n, sizes["KEYS"])

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from hsv_torch.scan._triton._launch import OPTIONS, ceil_div, on_device_of
+from hsv_torch.scan._triton._launch import OPTIONS, ceil_div, on_device_of, plain
 
 # Threads with loads on their way that hide the latency of memory on a large GPU. A constant, so that results do not depend on the GPU.
 LANES = 2**17
@@ -257,7 +257,7 @@ def _run(kernel, a, u, *pointers, pieces, piece, write):
 
 def forward(a, u, initial):
     """``a (1 or batch, 1 or length, n)``, ``u (batch, length, n)``, ``initial (batch, n)``."""
-    a, u, initial = (t.contiguous().resolve_conj() for t in (a, u, initial))
+    a, u, initial = (plain(t) for t in (a, u, initial))
     h = torch.empty_like(u)
     if h.numel() == 0:
         return h
@@ -275,7 +275,7 @@ def forward(a, u, initial):
 
 def backward(a, h, initial, dh):
     """Gradients of ``a``, ``u`` and ``initial``."""
-    a, h, initial, dh = (t.contiguous().resolve_conj() for t in (a, h, initial, dh))
+    a, h, initial, dh = (plain(t) for t in (a, h, initial, dh))
     if h.numel() == 0:
         return torch.zeros_like(a), torch.zeros_like(h), torch.zeros_like(initial)
     batch, length, n = h.shape

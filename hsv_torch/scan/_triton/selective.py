@@ -27,6 +27,7 @@ from hsv_torch.scan._triton._launch import (
     OPTIONS,
     ceil_div,
     on_device_of,
+    plain,
     segments_of,
     selective_saved_shape,
     steps_of,
@@ -292,7 +293,7 @@ def _rates(A):
 
 def _weights(B, padded: int):
     """``(batch, n, padded)``, with zeros at the end."""
-    return torch.nn.functional.pad(B.mT, (0, padded - B.shape[1])).contiguous()
+    return plain(torch.nn.functional.pad(B.mT, (0, padded - B.shape[1])))
 
 
 def _to_states(initial, like, n: int):
@@ -316,7 +317,7 @@ def forward(x, delta, A, B, C, initial, return_state, save):
     state = _to_states(initial, x, n)
     if not (x.numel() and n):
         return y.zero_(), _from_states(state, return_state), saved
-    x, delta, rates, block = x.contiguous(), delta.contiguous(), _rates(A), _block(x)
+    x, delta, rates, block = plain(x), plain(delta), _rates(A), _block(x)
     n_segments, segment = segments_of(batch, length, d, n, x.element_size())
     padded = n_segments * segment
     B, C = _weights(B, padded), _weights(C, padded)
@@ -357,7 +358,7 @@ def backward(x, delta, A, B, C, saved, dy, d_state, has_initial):
     if not (x.numel() and n):
         zeros = (torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (x, delta, A, B, C))
         return *zeros, _from_states(adjoint, has_initial)
-    x, delta, dy, rates, block = x.contiguous(), delta.contiguous(), dy.contiguous(), _rates(A), _block(x)
+    x, delta, dy, rates, block = plain(x), plain(delta), plain(dy), _rates(A), _block(x)
     n_segments, segment = segments_of(batch, length, d, n, x.element_size())
     padded = n_segments * segment
     B, C = _weights(B, padded), _weights(C, padded)
