@@ -39,6 +39,27 @@ class GeneralizedFactor:
         self.compute()
 
 
+class GeneralizedDiscreteLyapunov:
+    """How long does a generalised discrete Lyapunov equation take, beside SLICOT's SG03AD?"""
+
+    params = (sizes([16, 128], [256]), ["hsv", "slycot"])
+    param_names = ("states", "library")
+
+    def setup(self, states, library):
+        system, e = dense_system(states, dt=True), mass_matrix(states)
+        a, q = e @ system.A, system.B @ system.B.T
+        if library == "hsv":
+            self.compute = prepared(lambda: hsv.solve_generalized_discrete_lyapunov(a, e, q), library)
+            return
+        import slycot
+
+        one, workspace = np.eye(states), 2 * states**2 + 8 * states + 16
+        self.compute = lambda: slycot.sg03ad("D", "X", "N", "T", "U", states, a, e, one, one, -q, ldwork=workspace)
+
+    def time_solve_generalized_discrete_lyapunov(self, states, library):
+        self.compute()
+
+
 class FromDescriptor:
     """How long does the standard system of many descriptor systems take, beside a loop of SciPy's solves?"""
 

@@ -6,14 +6,18 @@ from asv_benchmarks.systems import dense_system, diagonal_system
 
 
 class Dense:
-    """How long does an optimal Hankel-norm approximation of a dense continuous system take, beside our balanced truncation to the same order?"""
+    """How long does an optimal Hankel-norm approximation of a dense continuous system take, beside our balanced truncation to the same order, by the square root and balancing-free?"""
 
-    params = (sizes([16, 64], [256]), ["hsv", "hsv, balanced truncation"])
+    params = (sizes([16, 64], [256]), ["hsv", "hsv, balanced", "hsv, balancing-free"])
     param_names = ("states", "library")
 
     def setup(self, states, library):
         system = dense_system(states, dt=0)
-        method = hsv.hankel_norm_approximation if library == "hsv" else hsv.balanced_truncation
+        method = {
+            "hsv": hsv.hankel_norm_approximation,
+            "hsv, balanced": hsv.balanced_truncation,
+            "hsv, balancing-free": hsv.balancing_free_truncation,
+        }[library]
         self.compute = prepared(lambda: method(system, states // 4), "hsv")
 
     def time_hankel_norm_approximation(self, states, library):

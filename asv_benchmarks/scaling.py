@@ -157,7 +157,7 @@ def draw(name: str, measured: dict[str, Any]) -> Any:
 
     style = {
         "svg.hashsalt": "hsv",
-        "svg.fonttype": "path",
+        "svg.fonttype": "none",
         "text.color": INK,
         "axes.labelcolor": INK,
         "axes.edgecolor": INK,
