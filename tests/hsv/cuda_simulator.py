@@ -1,17 +1,98 @@
 """What `test_cuda_kernels.py` runs in a process of its own, in which Numba simulates a GPU.
 
-A simulated thread is a thread of Python: a few states take a second. Sizes are small, and every kind of memory is taken at each.
+Numba's simulator lets the threads of a block run as they like between two barriers, so that a missing barrier may or may not show. Here one thread at a
+time runs from a barrier to the next, in an order that the test chooses: what depends on the order is a race. Threads that wait at
+different barriers, or that leave while others wait, which a GPU does not forgive, are an error.
 """
 
+import random
 import sys
+import threading
+from unittest import mock
 
 import numpy as np
 import pytest
 
+ORDERS = {
+    "ascending": lambda threads: threads,
+    "descending": lambda threads: threads[::-1],
+    "shuffled": lambda threads: random.Random(len(threads)).sample(threads, len(threads)),
+}
+_order = ORDERS["ascending"]
 
-def start():
-    """Make the simulator's many threads wait less for each other."""
-    sys.setswitchinterval(1e-4)
+
+class Thread(threading.Thread):
+    """A thread of a block: runs when it is told to, and says when it has come to a barrier or to its end."""
+
+    def __init__(self, function, block, thread):
+        super().__init__(daemon=True)
+        self.function, self.blockIdx, self.threadIdx = function, block, thread
+        self.turn, self.stopped = threading.Semaphore(0), threading.Semaphore(0)
+        self.barrier = self.vote = self.failure = None
+
+    def run(self):
+        self.turn.acquire()
+        try:
+            self.function()
+        except BaseException as error:
+            self.failure = error
+        self.barrier = None
+        self.stopped.release()
+
+    def go_on(self):
+        """Run up to the next barrier; where that is, or None at the end."""
+        self.turn.release()
+        self.stopped.acquire()
+        if self.failure is not None:
+            raise self.failure
+        return self.barrier
+
+    def syncthreads(self):
+        self.wait_at(sys._getframe(2))
+
+    def syncthreads_or(self, value):
+        self.vote = value
+        self.wait_at(sys._getframe(2))
+        return int(self.all_votes)
+
+    def wait_at(self, frame):
+        self.barrier = f"{frame.f_code.co_name}, line {frame.f_lineno}"
+        self.stopped.release()
+        self.turn.acquire()
+
+
+class Block:
+    """Stands in for the simulator's class that runs a block."""
+
+    def __init__(self, function, grid, shape, debug):
+        self.function, self.shape = function, shape
+
+    def run(self, place, *arguments):
+        from numba.cuda.simulator.kernelapi import Dim3
+
+        threads = [
+            Thread(lambda: self.function(*arguments), Dim3(*place), Dim3(*index)) for index in np.ndindex(*self.shape)
+        ]
+        threads = _order(threads)
+        for thread in threads:
+            thread.start()
+        while True:
+            barriers = {thread.go_on() for thread in threads}
+            if len(barriers) > 1:
+                raise RuntimeError(f"threads of one block wait at different barriers: {barriers}")
+            if barriers == {None}:
+                return
+            votes = any(thread.vote for thread in threads)
+            for thread in threads:
+                thread.all_votes = votes
+
+
+def in_order(order, name, *arguments):
+    """Call a function of this file with the threads of every block in an order of `ORDERS`."""
+    from numba.cuda.simulator import kernel
+
+    with mock.patch.object(kernel, "BlockManager", Block), mock.patch.dict(globals(), {"_order": ORDERS[order]}):
+        return globals()[name](*arguments)
 
 
 def flat(array):
@@ -49,6 +130,36 @@ def decomposition(matrices, with_vectors, most_shared):
         (*arrays, *workspaces), plan, n=n, is_complex=complex_, with_vectors=with_vectors, batch=batch, stream=0
     )
     return left, values, right, _cuda.converged(sweeps.max()), plan
+
+
+def race():
+    """A kernel that lacks a barrier: each thread reads what its neighbour writes."""
+    global cuda  # the simulator takes its place there while a kernel runs
+    from numba import cuda, types
+
+    @cuda.jit
+    def kernel(out):
+        shared = cuda.shared.array(0, types.float64)
+        i = cuda.threadIdx.x
+        shared[i] = i
+        out[i] = shared[(i + 1) % cuda.blockDim.x]
+
+    out = np.zeros(4)
+    kernel[1, 4, 0, 32](out)
+    return out
+
+
+def divergence():
+    """A kernel whose first thread misses a barrier."""
+    global cuda
+    from numba import cuda
+
+    @cuda.jit
+    def kernel(out):
+        if cuda.threadIdx.x > 0:
+            cuda.syncthreads()
+
+    kernel[1, 4, 0, 32](np.zeros(4))
 
 
 def public(call, sys, arguments=()):

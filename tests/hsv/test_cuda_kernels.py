@@ -13,6 +13,7 @@ import pytest
 import hsv
 from hsv import _cauchy, _device
 from tests.hsv import cuda_simulator
+from tests.hsv.cuda_simulator import ORDERS
 from tests.hsv.exact import diagonal_hankel_values
 from tests.hsv.reference_systems import complex_normal
 from tests.tolerances import tolerance
@@ -28,16 +29,20 @@ NAMES = {DISCRETE: "discrete", LOGS: "logarithms", CONTINUOUS: "continuous"}
 
 
 @pytest.fixture(scope="module")
-def simulate():
+def simulate_in():
     """Run a function of `cuda_simulator` in the process of the simulator, which Numba only chooses when it is imported."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NUMBA_ENABLE_CUDASIM", "1")
-        pool = concurrent.futures.ProcessPoolExecutor(
-            1, mp_context=multiprocessing.get_context("spawn"), initializer=cuda_simulator.start
-        )
+        pool = concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
         with pool:
-            pool.submit(cuda_simulator.start).result()  # the process starts here, with the variable
-            yield lambda name, *arguments: pool.submit(getattr(cuda_simulator, name), *arguments).result(timeout=120)
+            pool.submit(int).result()  # the process starts here, with the variable
+            yield lambda *arguments: pool.submit(cuda_simulator.in_order, *arguments).result(timeout=120)
+
+
+@pytest.fixture
+def simulate(simulate_in):
+    """The same, with the threads of a block in ascending order."""
+    return lambda *arguments: simulate_in("ascending", *arguments)
 
 
 def draw(rng, kind, n, *, complex_, batch=2):
@@ -192,6 +197,38 @@ def _kernels():
     from hsv._kernels import _cuda  # not where the file is collected: numba-cuda may be missing
 
     return _cuda
+
+
+class TestBarriers:
+    """Results must not depend on the order in which threads come to a barrier."""
+
+    def test_the_simulator_sees_races_and_threads_that_miss_a_barrier(self, simulate_in):
+        assert simulate_in("ascending", "race").tolist() != simulate_in("descending", "race").tolist()
+        with pytest.raises(RuntimeError, match="threads of one block wait at different barriers"):
+            simulate_in("ascending", "divergence")
+
+    @pytest.mark.parametrize("memory", [0, H100])
+    @pytest.mark.parametrize("complex_", [True, False], ids=["complex", "real"])
+    def test_factors(self, simulate_in, complex_, memory, rng):
+        n = 5
+        for kind, m in ((DISCRETE, 1), (LOGS, 3), (CONTINUOUS, 2)):
+            poles, G = draw(rng, kind, n, complex_=complex_), generators_of(rng, n, m, complex_=complex_)
+            G[1, 2:] = 0.0  # ends early
+            results = [simulate_in(o, "factor", poles, gaps_of(kind, poles), G, kind, memory)[0] for o in ORDERS]
+            for other in results[1:]:
+                np.testing.assert_array_equal(other, results[0])
+
+    @pytest.mark.parametrize("memory", [0, H100])
+    @pytest.mark.parametrize("complex_", [True, False], ids=["complex", "real"])
+    def test_decompositions(self, simulate_in, complex_, memory, rng):
+        for n in (2, 5):
+            M = generators_of(rng, n, n, complex_=complex_, batch=3)
+            M[1] *= 10.0 ** -np.linspace(0, 120, n) * 10.0 ** -np.linspace(0, 120, n)[:, None]  # rescaled on the way
+            M[2, :, 0] = 0.0  # ends early
+            results = [simulate_in(order, "decomposition", M, True, memory)[:3] for order in ORDERS]
+            for other in results[1:]:
+                for ours, first in zip(other, results[0], strict=True):
+                    np.testing.assert_array_equal(ours, first)
 
 
 class TestWholeSystems:
