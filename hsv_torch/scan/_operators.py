@@ -15,7 +15,7 @@ from hsv_torch.scan._triton import _launch
 N_BYTES = 64
 CHUNK = 24
 GROUP = 8
-SELECTIVE_CHUNK = 32
+SELECTIVE_CHUNK = 64
 ATTENTION_CHUNK = 64
 
 _USE_REFERENCE = "compute them in plain PyTorch (`hsv_torch.scan.reference`)"

@@ -86,7 +86,7 @@ def selective_scan(
     On the CPU a Numba kernel works on a vector of channels at a time, with :func:`torch.get_num_threads` threads over sequences and parts
     of the channels. How channels are parted, and so the order of every sum, follows from the sizes alone: results do not depend on
     the number of threads. The cost is ``batch length d n`` exponentials forward and again backward; ``d`` is
-    filled up to a multiple of 16 (8 in float64). For the backward pass the states between chunks of 32 steps are kept, and those inside a
+    filled up to a multiple of 16 (8 in float64). For the backward pass the states between chunks of 64 steps are kept, and those inside a
     chunk are computed again: no array has ``length d n`` elements. The exponentials are right to two units in the last place; where they are
     below 1.5 times the least normal number they are 0. There is no second derivative.
 

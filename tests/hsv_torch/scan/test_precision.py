@@ -115,6 +115,7 @@ def test_compiled_in_one_graph(scan):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own compiler
+@pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex operators:UserWarning")
 def test_compiled_by_inductor_under_autocast(scan):
     function, arguments, _ = scan
     compiled = torch.compile(function, fullgraph=True)

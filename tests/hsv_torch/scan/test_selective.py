@@ -47,10 +47,10 @@ def assert_same(actual, expected, dtype, factor):
 SIZES = [
     (1, 1, 1, 1),
     (2, 1, 3, 5),
-    (3, 40, 20, 4),  # two chunks, the second one short; a vector of channels with few in use
-    (1, 70, 16, 16),  # whole vectors; a part for every vector of channels
-    (9, 33, 150, 2),  # one part of three groups of vectors
-    (2, 32, 8, 12),
+    (3, 70, 20, 4),  # two chunks, the second one short; a vector of channels with few in use
+    (1, 140, 16, 16),  # whole vectors; a part for every vector of channels
+    (9, 65, 150, 3),  # one part of two groups of vectors; a state alone
+    (2, 64, 8, 12),
     (2, 20, 64, 64),
 ]
 
