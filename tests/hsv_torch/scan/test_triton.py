@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hsv_torch.scan import _linear
+from hsv_torch.scan import _linear, choose_mode
 
 ROOT = Path(__file__).resolve().parents[3]
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -46,6 +46,14 @@ def test_a_missing_triton_is_said_once(monkeypatch):
     assert not _linear.has_kernel(torch.device("cuda"))  # filterwarnings = error
     monkeypatch.setattr(_linear, "TRITON", True)
     assert _linear.has_kernel(torch.device("cuda"))
+
+
+def test_scan_or_convolution_on_a_gpu(monkeypatch):
+    sizes = {"batch": 50, "length": 784, "n_inputs": 8, "n_outputs": 8, "device": "cuda"}
+    monkeypatch.setattr(_linear, "TRITON", True)
+    assert [choose_mode(**sizes, n_states=n) for n in (12, 256)] == ["scan", "convolution"]
+    monkeypatch.setattr(_linear, "TRITON", False)
+    assert choose_mode(**sizes, n_states=12) == "convolution"
 
 
 def test_importing_the_scans_imports_no_triton():
