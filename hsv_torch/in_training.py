@@ -31,6 +31,7 @@ from hsv_torch.compress import (
     recurrent_parameters,
 )
 from hsv_torch.criteria import Criterion
+from hsv_torch.distributed import Ranks
 from hsv_torch.guard import Rollback
 from hsv_torch.history import Drift, Event, History, LayerRecord
 from hsv_torch.optimizer import Moments, check_optimizer, replace_parameters
@@ -75,7 +76,8 @@ class InTrainingCompressor:
     Parameters
     ----------
     model
-        The model; its layers are replaced in place.
+        The model; its layers are replaced in place. In a ``DistributedDataParallel`` the model inside is cut: every process makes its own compressor and calls
+        :meth:`step`, the first one measures and decides, all cut alike, and the wrapper reduces the new parameters from then on.
     optimizer
         The optimizer that trains them.
     rule
@@ -157,6 +159,8 @@ class InTrainingCompressor:
         sizes: Sizes | None = None,
         rewarm_steps: int = 0,
     ) -> None:
+        ranks = Ranks(model)
+        model = ranks.model
         chosen = chosen_layers(model, layers)
         criteria = chosen_criteria(chosen, criterion)
         check_calibration(chosen, calibration, forward)
@@ -172,6 +176,7 @@ class InTrainingCompressor:
             raise HsvError(f"`min_reduction` is a fraction of the states and must be in [0, 1), got {min_reduction!r}")
         check_unshared(model, chosen)
         check_optimizer(optimizer, recurrent_parameters(chosen), moments)
+        self._ranks = ranks
         self.model = model
         self.optimizer = optimizer
         self.rules = _checked_rules(rule, schedule)
@@ -265,7 +270,7 @@ class InTrainingCompressor:
         if self._retry:
             self._retry = False
             return self._attempt()
-        objection = None if self._meter is None else self._meter.objection()
+        objection = None if self._meter is None else self._ranks.decide(self._meter.objection)
         planned = self.schedule.steps[self._attempts_made] + self._delay
         if self._steps >= self._last_attempt_step and (objection is not None or planned > self._steps):
             self._abandoned = True
@@ -312,7 +317,8 @@ class InTrainingCompressor:
         random_state = RandomState.take()
         if not self._halvings:
             self._attempts_made += 1
-        records, plans = self._measure()
+        records, cuts = self._ranks.decide(self._measure)
+        plans = {name: self._planned(name, cut) for name, cut in cuts.items()}
         event = Event(
             self._attempts_made, self._steps, tuple(records.values()), 0.0, steps_timed=timed[0], step_seconds=timed[1]
         )
@@ -324,10 +330,14 @@ class InTrainingCompressor:
         seconds = time.perf_counter() - started - event.evaluation_seconds
         return dataclasses.replace(event, seconds=seconds)
 
-    def _measure(self) -> tuple[dict[str, LayerRecord], dict[str, PlannedCut]]:
+    def _planned(self, name: str, cut: Cut) -> PlannedCut:
+        layer = self.model.get_submodule(name)
+        return PlannedCut(layer, adapter_of(layer), cut)
+
+    def _measure(self) -> tuple[dict[str, LayerRecord], dict[str, Cut]]:
         """Find out what the rule chooses for each layer; changes nothing but the systems that drift is measured from."""
         records: dict[str, LayerRecord] = {}
-        plans: dict[str, PlannedCut] = {}
+        plans: dict[str, Cut] = {}
         layers = dict(self._named_layers())
         observations = observe(self.model, layers, self.criteria, self.calibration, self.forward)
         planner = Planner(self.model, layers, self.criteria, observations, self.sizes)
@@ -344,7 +354,7 @@ class InTrainingCompressor:
             else:
                 record = cut_record(name, plan)
                 if plan.n_states_after < (1 - self.min_reduction) * n:
-                    plans[name] = PlannedCut(layers[name], adapter_of(layers[name]), plan)
+                    plans[name] = plan
                 else:
                     reason = f"the rule keeps {plan.n_states_after} of {n} states, not fewer than {1 - self.min_reduction:g} of them"
                     record = dataclasses.replace(record, outcome="unchanged", n_states_after=n, reason=reason)
@@ -414,19 +424,36 @@ class InTrainingCompressor:
             event = dataclasses.replace(event, metric_after=after, evaluation_seconds=seconds + more_seconds)
             objection = self.guard.objection(before, after)
             if objection is not None:
-                snapshot.restore()
-                self._rewarm.made = rewarmed
+                self._put_back(snapshot, rewarmed)
                 return self._undone(event, objection)
             random_state.restore()
         except BaseException:
-            snapshot.restore()
-            self._rewarm.made = rewarmed
+            self._put_back(snapshot, rewarmed)
             raise
         self._halvings = 0
         self._remember_systems(plans)
         return event
 
+    def _put_back(self, snapshot: Snapshot, rewarmed: int) -> None:
+        snapshot.restore()
+        self._rewarm.made = rewarmed
+        self._ranks.rebuild()
+
     def _apply(self, plans: dict[str, PlannedCut]) -> dict[str, tuple[nn.Parameter | None, nn.Parameter | None]]:
+        """Cut the model in all processes, or in none."""
+        placements = [Placement(self.model, self.optimizer, [plan.layer for plan in plans.values()])]
+        placements += [Placement(self._objects[name], None, self._objects[name].modules()) for name in self._copies]
+
+        def undo() -> None:
+            for placement in placements:
+                placement.restore()
+
+        replaced = self._ranks.together(lambda: self._apply_here(plans), undo)
+        self._ranks.rebuild()
+        self._rewarm.start()
+        return replaced
+
+    def _apply_here(self, plans: dict[str, PlannedCut]) -> dict[str, tuple[nn.Parameter | None, nn.Parameter | None]]:
         """Cut the model, and the copies of it along with it."""
         placements = [Placement(self._objects[name], None, self._objects[name].modules()) for name in self._copies]
         replaced = apply_cuts(self.model, plans, optimizer=self.optimizer, moments=self.moments)
@@ -474,8 +501,7 @@ class InTrainingCompressor:
         decided = dataclasses.replace(cut_event, pending=False, metric_after=after)
         objection = self.guard.objection(cut_event.metric_before, after)
         if objection is not None:
-            pending.snapshot.restore()
-            self._rewarm.made = pending.rewarmed
+            self._put_back(pending.snapshot, pending.rewarmed)
             self._steps = cut_event.step
             self._systems = pending.systems
             decided = self._undone(decided, objection)
@@ -498,8 +524,9 @@ class InTrainingCompressor:
         """The guard's metric and the seconds it took; leaves no trace in generators, modes or buffers."""
         assert self.guard is not None
         started = time.perf_counter()
+        evaluate = self.guard.evaluate
         with without_trace(self.model):
-            return float(self.guard.evaluate()), time.perf_counter() - started
+            return self._ranks.mean(lambda: float(evaluate())), time.perf_counter() - started
 
     def state_dict(self) -> dict[str, Any]:
         """All that :meth:`load_state_dict` needs to go on exactly: numbers, strings, lists, tensors.
@@ -573,6 +600,7 @@ class InTrainingCompressor:
         self._pending = None if pending is None else self._unpacked_pending(pending)
         resize_layers(self.model, state["sizes"], self.optimizer)
         self._resize_copies(state["sizes"])
+        self._ranks.rebuild()
         self._initial_sizes = dict(history.initial_sizes)
         self._events = list(history.events)
         self._steps = int(state["steps"])
