@@ -34,6 +34,17 @@ BATCH = (1, 4, 16, 64, 256, 1024, 4096, 16384)
 # Readable on white and on the dark pages of the documentation.
 INK, COLOURS = "#808080", ("#3b7dd8", "#e07b39", "#3a9d5d", "#a05fc0")
 
+STYLE = {
+    "svg.hashsalt": "hsv",
+    "svg.fonttype": "none",
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": INK,
+}
+
 Computation = Callable[[], Any]
 Series = dict[str, list[float]]
 
@@ -57,9 +68,12 @@ def main(arguments: list[str] | None = None) -> int:
         stored[name] = {**MEASURES[name](asked), "made with": about()}
         DATA.parent.mkdir(exist_ok=True)
         DATA.write_text(json.dumps(stored, indent=1) + "\n")
+    import matplotlib.pyplot as plt
+
     for name in (name for name in sorted(MEASURES) if name in stored):
         IMAGES.mkdir(exist_ok=True)
-        draw(name, stored[name]).savefig(IMAGES / f"scaling_{name}.svg", transparent=True, metadata={"Date": None})
+        with plt.rc_context(STYLE):
+            draw(name, stored[name]).savefig(IMAGES / f"scaling_{name}.svg", transparent=True, metadata={"Date": None})
     return 0
 
 
@@ -155,48 +169,42 @@ def draw(name: str, measured: dict[str, Any]) -> Any:
     """Return a figure of one kind of measurement, with slopes and floors."""
     import matplotlib.pyplot as plt
 
-    style = {
-        "svg.hashsalt": "hsv",
-        "svg.fonttype": "none",
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "grid.color": INK,
-    }
-    with plt.rc_context(style):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
         colours = iter(COLOURS)
         colour = INK
         for label, one in measured["series"].items():
-            floor = "(floor)" in label
+            x, y, floor = np.asarray(one["x"]), np.asarray(one["seconds"]), "(floor)" in label
             colour = colour if floor else next(colours)  # a floor follows what it belongs to
             exponent = "" if name == "threads" else f", slope {slope(one):.1f}"
-            axes.loglog(
-                one["x"], one["seconds"], ":" if floor else "o-", color=colour, label=label + exponent, markersize=4
-            )
+            axes.plot(x, y, ":" if floor else "o-", color=colour, label=label + exponent, markersize=4)
             if name == "batch":
-                each = min(y / x for x, y in zip(one["x"], one["seconds"], strict=True))
-                axes.loglog(
-                    one["x"],
-                    each * np.asarray(one["x"]),
-                    ":",
-                    color=colour,
-                    label=f"{each * 1e6:.2g} µs a system (floor)",
-                )
+                least = float(np.min(y / x))
+                axes.plot(x, least * x, ":", color=colour, label=f"{least * 1e6:.2g} µs a system (floor)")
             if name == "threads":
-                axes.loglog(one["x"], one["seconds"][0] / np.asarray(one["x"]), ":", color=colour)
+                axes.plot(x, y[0] / x, ":", color=colour)
         axes.set_title(measured["title"], fontsize=10)
         axes.set_xlabel(measured["x"])
         axes.set_ylabel("seconds")
-        ticks = one["x"]
-        axes.set_xticks(ticks, [f"{x:,}" for x in ticks])
-        axes.minorticks_off() if name == "threads" else axes.xaxis.minorticks_off()
-        axes.grid(True, which="major", alpha=0.25, linewidth=0.6)
-        legend = axes.legend(fontsize=8, frameon=False)
         if name == "threads":
-            legend.set_title("dotted: one thread's time over their number", {"size": 8})
+            axes.set_ylim(0)
+            title = "dotted: the time of one thread, divided by their number (floor)"
+            axes.legend(
+                fontsize=8,
+                frameon=False,
+                title=title,
+                title_fontsize=8,
+                loc="upper center",
+                bbox_to_anchor=(0.5, -0.15),
+                ncols=2,
+            )
+        else:
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            axes.legend(fontsize=8, frameon=False)
+        axes.set_xticks(x, [f"{tick:,}" for tick in x])
+        axes.xaxis.minorticks_off()
+        axes.grid(True, which="major", alpha=0.25, linewidth=0.6)
     return figure
 
 
