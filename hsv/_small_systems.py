@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,7 @@ _MOST_PORTS = (
 )
 _BLOCK = 2**21  # numbers of input that are copied at a time, 16 MiB
 _BASES = 2**23  # numbers of each basis that are held at a time, 64 MiB
+_NOTHING = np.empty((0, 0, 0, 0))
 _WIDEST = 1e100  # continuous poles must lie within this factor of 1, so that squares of their sums neither vanish nor overflow
 _MOST_PHASE = 1e6  # radians that the reduction of a phase in twice the working precision allows
 
@@ -53,7 +54,7 @@ def hankel_values(sys: LinearSystem) -> Array:
     require_stable(sys)
     values = np.empty((math.prod(sys.batch_shape), sys.n_states))
     for begin, end, arrays in _blocks(sys):
-        _run(_kernels.hankel_values, end - begin, sys, *arrays, values[begin:end])
+        _run(sys, arrays, False, values[begin:end])
     return from_host(values.reshape(*sys.batch_shape, sys.n_states), real(sys.B))
 
 
@@ -96,7 +97,7 @@ def truncate(
     bases: tuple[np.ndarray, ...] = ()
     if count > block:  # the bases of all systems are too many numbers: the values first
         for begin, end, arrays in _blocks(sys):
-            _run(_kernels.hankel_values, end - begin, sys, *arrays, values[begin:end])
+            _run(sys, arrays, True, values[begin:end])
     else:
         bases = _bases(sys, count, next(_blocks(sys, count))[2], values)
     orders, notes = choose(values.reshape(*sys.batch_shape, n))
@@ -121,7 +122,7 @@ def _bases(
     """``Lo U`` and ``Lc V`` of a block of systems."""
     n, planes = sys.n_states, arrays[0].shape[-1]
     left, right = np.empty((count, n, n, planes)), np.empty((count, n, n, planes))
-    _run(_kernels.balancing_bases, count, sys, *arrays, values, left, right)
+    _run(sys, arrays, True, values, left, right)
     return left, right
 
 
@@ -208,18 +209,27 @@ def _planes(x: np.ndarray) -> np.ndarray:
     return np.array(x, np.float64, order="C")[..., None]
 
 
-def _run(kernel: Callable[..., Any], count: int, sys: DiagonalStateSpace, *arrays: np.ndarray) -> None:
-    """Run a kernel over a block of systems in threads."""
-    planes = arrays[0].shape[-1]
-    step = _kernels.side_by_side(sys.n_states, planes)
+def _run(
+    sys: DiagonalStateSpace,
+    arrays: tuple[np.ndarray, ...],
+    strict: bool,
+    values: np.ndarray,
+    left: np.ndarray = _NOTHING,
+    right: np.ndarray = _NOTHING,
+) -> None:
+    """Compute the values, and the bases if there are arrays for them, of a block of systems in threads."""
+    count, n, planes = arrays[0].shape
+    step = _kernels.side_by_side(n, planes)
     failures = []
 
     def work(first: int, last: int) -> None:
-        if not kernel(first * step, min(last * step, count), sys.is_discrete, *arrays):
+        whole = _kernels.hankel_values(
+            first * step, min(last * step, count), sys.is_discrete, *arrays, strict, values, left, right
+        )
+        if not whole:
             failures.append(first)
 
-    operations = count * 10.0 * planes * sys.n_states**3
-    _threads.run(work, -(-count // step), operations=operations)
+    _threads.run(work, -(-count // step), operations=count * 10.0 * planes * n**3)
     if failures:
         raise HsvError(
             "the one-sided Jacobi iteration did not converge; look for poles, B or C of extreme sizes, and scale the states"

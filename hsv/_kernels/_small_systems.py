@@ -903,18 +903,18 @@ def _orthogonalize(
     sizes: int,
     scratch: int,
     pairs: NDArray[np.int64],
-    vectors: bool,
+    strict: bool,
 ) -> bool:
     """One-sided Jacobi: rotate pairs of columns until all are orthogonal; the rest of the columns follows. Returns whether they are.
 
     A column is a vector of about unit length times a size, so that columns of any ratio are compared by cosines. The
-    rotations are of the fast kind: ``x + a y``, ``y - b x``, with the common factor in the sizes. Where nobody asks for vectors, a
+    rotations are of the fast kind: ``x + a y``, ``y - b x``, with the common factor in the sizes. Where that is not `strict`, for values alone, a
     cosine is small enough once its square, relative to the difference of the two lengths, is nothing beside them.
     """
     zero = splat(0.0)
     plane = LANES * nv
     small = splat(2.0**-104 * n)
-    loose = zero if vectors else splat(2.0**-56)
+    loose = zero if strict else splat(2.0**-56)
     _prepare(w, across, planes, nv, n, columns, matrix, stride, sizes)
     w[matrix + n * stride : matrix + (n + 1) * stride] = 0.0
     w[sizes + 3 * LANES * n : sizes + 3 * LANES * (n + 1)] = 0.0
@@ -1047,7 +1047,7 @@ def _store_columns(
 
 
 @njit(cache=True, nogil=True)
-def _compute(
+def hankel_values(
     first: int,
     last: int,
     discrete: bool,
@@ -1055,15 +1055,18 @@ def _compute(
     rests: RealArray,
     B: RealArray,
     C: RealArray,
+    strict: bool,
     values: RealArray,
     left_bases: RealArray,
     right_bases: RealArray,
 ) -> bool:
+    """See `hsv._kernels._small_systems_reference.hankel_values`."""
     _, n, m, planes = B.shape
     p = C.shape[1]
     across = side_by_side(n, planes) > 1
     nv = n if across else (n + LANES - 1) // LANES
     vectors = left_bases.shape[0] > 0
+    strict |= vectors
     single = m == 1 and p == 1
     plane = LANES * nv
     column = planes * plane
@@ -1132,9 +1135,10 @@ def _compute(
         if vectors:
             _form_unitary(w, across, planes, n, nv, second, rotated + column, width)
         turns = 2 if vectors else 1
-        converged &= _orthogonalize(w, across, planes, n, nv, turns, rotated, width, sizes, scratch, pairs, vectors)
+        converged &= _orthogonalize(w, across, planes, n, nv, turns, rotated, width, sizes, scratch, pairs, strict)
+        if strict:
+            _measure(w, across, planes, nv, n, turns, rotated, width, sizes, splat(1.0))
         if vectors:
-            _measure(w, across, planes, nv, n, 2, rotated, width, sizes, splat(1.0))
             for j in range(n):
                 size = load(w, sizes + 3 * LANES * j)
                 for r in range(rotated + j * width + column, rotated + (j + 1) * width, LANES):
@@ -1170,39 +1174,6 @@ def _compute(
             for k in range(n):
                 values[begin + lane, k] = abs(line[k])
     return converged
-
-
-@njit(cache=True, nogil=True)
-def hankel_values(
-    first: int,
-    last: int,
-    discrete: bool,
-    poles: RealArray,
-    rests: RealArray,
-    B: RealArray,
-    C: RealArray,
-    values: RealArray,
-) -> bool:
-    """See `hsv._kernels._small_systems_reference.hankel_values`."""
-    nothing = np.empty((0, 0, 0, 0))
-    return _compute(first, last, discrete, poles, rests, B, C, values, nothing, nothing)
-
-
-@njit(cache=True, nogil=True)
-def balancing_bases(
-    first: int,
-    last: int,
-    discrete: bool,
-    poles: RealArray,
-    rests: RealArray,
-    B: RealArray,
-    C: RealArray,
-    values: RealArray,
-    left: RealArray,
-    right: RealArray,
-) -> bool:
-    """See `hsv._kernels._small_systems_reference.balancing_bases`."""
-    return _compute(first, last, discrete, poles, rests, B, C, values, left, right)
 
 
 # ---------------------------------------------------------------------------------------------------- projections
@@ -1317,13 +1288,13 @@ def stable(first: int, last: int, discrete: bool, A: Numbers, verdicts: NDArray[
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _cayley(x: Numbers, y: Numbers) -> None:
-    """Replace ``x`` by ``(a - x)^-1 (a + x)``, whose eigenvalues lie in the unit disc where those of ``x`` lie in the left half-plane."""
+    """Replace ``x`` by ``(a - x)^-1 (a + x)``, ``a`` twice its norm, whose eigenvalues lie in the unit disc where those of ``x`` lie in the left half-plane."""
     n = x.shape[0]
     square = 0.0
     for i in range(n):
         for j in range(n):
             square += x[i, j].real ** 2 + x[i, j].imag ** 2
-    shift = max(math.sqrt(square), _TINY)
+    shift = max(2.0 * math.sqrt(square), _TINY)
     for i in range(n):
         for j in range(n):
             y[i, j] = x[i, j]

@@ -33,33 +33,22 @@ def hankel_values(
     rests: RealArray,
     B: RealArray,
     C: RealArray,
+    strict: bool,
     values: RealArray,
+    left_bases: RealArray,
+    right_bases: RealArray,
 ) -> bool:
-    """Write all Hankel singular values, descending, to ``values (batch, n)``; whether every iteration converged."""
-    for s in range(first, last):
-        X, Y = _factors(s, discrete, poles, rests, B, C)
-        values[s] = np.linalg.svd(X.T @ Y, compute_uv=False)
-    return True
+    """Write all Hankel singular values, descending, to ``values (batch, n)``; returns whether every iteration converged.
 
-
-def balancing_bases(
-    first: int,
-    last: int,
-    discrete: bool,
-    poles: RealArray,
-    rests: RealArray,
-    B: RealArray,
-    C: RealArray,
-    values: RealArray,
-    left: RealArray,
-    right: RealArray,
-) -> bool:
-    """:func:`hankel_values` and, of ``Lo^H Lc = U S V^H``, ``Lo U`` and ``Lc V``, both ``(batch, n, n, planes)``."""
+    If they are not empty, the bases ``Lo U`` and ``Lc V`` of ``Lo^H Lc = U S V^H``, both ``(batch, n, n, planes)``, are written as well. `strict` values are
+    those that come with the bases, to the last bit; others may take fewer steps.
+    """
     for s in range(first, last):
         X, Y = _factors(s, discrete, poles, rests, B, C)
         U, values[s], Vh = np.linalg.svd(X.T @ Y)
-        for target, basis in ((left, X.conj() @ U), (right, Y @ Vh.conj().T)):
-            target[s] = np.stack([basis.real, basis.imag], axis=-1)[..., : target.shape[-1]]
+        for target, basis in ((left_bases, X.conj() @ U), (right_bases, Y @ Vh.conj().T)):
+            if len(target):
+                target[s] = np.stack([basis.real, basis.imag], axis=-1)[..., : target.shape[-1]]
     return True
 
 
@@ -119,7 +108,7 @@ def stable(first: int, last: int, discrete: bool, A: Numbers, verdicts: NDArray[
     for s in range(first, last):
         x = A[s]
         if not discrete:
-            shift = max(float(np.linalg.norm(x)), 2.0**-1000) * np.eye(len(x))
+            shift = max(2.0 * float(np.linalg.norm(x)), 2.0**-1000) * np.eye(len(x))
             x = np.linalg.solve(shift - x, shift + x)
         for _ in range(50):
             if not 0.5 <= np.linalg.norm(x) ** 2 < 1e100:
