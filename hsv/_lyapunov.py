@@ -488,9 +488,7 @@ def _factored_pair(a: Matrix, b: Matrix, c: Matrix, *, discrete: bool) -> tuple[
     controllability = _factor_in_schur_form(s, z, b / scale, discrete=discrete)
     observability = _factor_in_schur_form(reverse_s, reverse_z, scale * adjoint(c), discrete=discrete)[..., ::-1, :]
     pair = (_graded(controllability), _graded(observability), scale * z, z / scale)
-    if kind != z.dtype:
-        pair = tuple(x.astype(kind) for x in pair)
-    return *pair, _norm(a)[..., 0, 0] / margin
+    return *(x.astype(kind, copy=False) for x in pair), _norm(a)[..., 0, 0] / margin
 
 
 def _stable_form(a: Matrix, *others: Matrix, discrete: bool) -> tuple[Matrix, Matrix, Matrix]:

@@ -320,7 +320,8 @@ def rounding_errors(factors: Factors) -> Rounding | None:
     """
     if factors.sensitivity is None:
         return None
-    size = np.prod([np.linalg.norm(to_host(L), axis=(-2, -1)) for L in factors[:2]], axis=0)
+    control, observe = (np.linalg.norm(to_host(L), axis=(-2, -1)) for L in factors[:2])
+    size = control * observe
     n = factors.controllability.shape[-1]
     return Rounding(_EPS * size, (n + to_host(factors.sensitivity)) * _EPS * size)
 
@@ -354,8 +355,8 @@ def choose_orders(
         orders = np.minimum(orders, rank)
     n = sigma.shape[-1]
     flat, cuts = sigma.reshape(-1, n), orders.reshape(-1)
-    which = np.arange(len(cuts))
-    last, following = flat[which, np.maximum(cuts, 1) - 1], flat[which, np.minimum(cuts, n - 1)]
+    system = np.arange(len(cuts))
+    last, following = flat[system, np.maximum(cuts, 1) - 1], flat[system, np.minimum(cuts, n - 1)]
     split = (cuts > 0) & (cuts < rank.reshape(-1)) & (last - following <= _CLUSTER * last)
     if np.any(split):
         k = np.argmax(split)

@@ -50,7 +50,7 @@ def complex_schur_form(t: RealArray, z: RealArray) -> tuple[ComplexArray, Comple
 
 
 @njit(cache=True, nogil=True)
-def _length(columns: ComplexArray, j: int) -> float:
+def _length(columns: ComplexArray | RealArray, j: int) -> float:
     """The Euclidean length of row ``j``, safe from underflow and overflow of the squares."""
     largest = 0.0
     for c in range(columns.shape[0]):

@@ -1,7 +1,7 @@
 """Random systems of the kinds that break model reduction: no NaN, no exception but the library's own, the bound holds, and what is refused deserves it.
 
-The bound is checked in 60-digit arithmetic at the frequencies of the poles and some others; a refusal is confirmed with eigenvalues and
-Hankel values of 50 digits and more.
+The bound is checked as it stands in 60-digit arithmetic at the frequencies of the poles and some others, but where its docstring says that rounding is not in it;
+a refusal is confirmed with eigenvalues and Hankel values of 50 digits and more.
 """
 
 import warnings
@@ -100,6 +100,35 @@ def test_values_bound_and_stability_often(draw, rule):
     check(draw, rule)
 
 
+@pytest.mark.slow
+def test_the_bound_alone_is_hardly_ever_below_the_error():
+    """Without any allowance of this test's own: at most 1 in 1,000 where something is discarded, cuts inside a cluster among them."""
+    rng = np.random.default_rng(0)
+    cut = exceeded = 0
+    for seed in range(5000):
+        n, m, p = (int(rng.integers(1, most)) for most in (9, 4, 4))
+        sys = Draw(KINDS[seed % len(KINDS)], n, m, p, bool(rng.integers(2)), bool(rng.integers(2)), seed).system()
+        _, red, refusal = attempt(sys, int(rng.integers(1, n + 1)))
+        if refusal is None and int(red.orders) < n:
+            cut += 1
+            exceeded += any(exact_error(sys, red.system, w) > float(red.error_bound) for w in frequencies(sys))
+    assert cut > 2500
+    assert exceeded <= 1e-3 * cut, (exceeded, cut)
+
+
+@pytest.mark.parametrize("n", [10, 100])
+@pytest.mark.parametrize("dt", [0, True])
+def test_the_bound_of_a_well_conditioned_system_is_twice_the_sum(dt, n):
+    """With eigenvalues in a disc far from the boundary the allowance for rounding is below 1e-10 of the bound, down to tails of 1e-2 of the largest value."""
+    rng = np.random.default_rng(n)
+    A = rng.normal(size=(n, n)) / np.sqrt(n)
+    sys = hsv.StateSpace(A / 2 if dt else A - 2.5 * np.eye(n), rng.normal(size=(n, 4)), rng.normal(size=(4, n)), dt=dt)
+    sigma = hsv.hankel_singular_values(sys)
+    for order in range(1, int(np.sum(sigma > 1e-2 * sigma[0]))):
+        tail = 2 * sigma[order:].sum()
+        assert tail <= float(hsv.balanced_truncation(sys, order).error_bound) <= tail * (1 + 1e-10)
+
+
 def check(draw, rule):
     sys = draw.system()
     rule = min(rule, draw.n) if isinstance(rule, int) else rule
@@ -113,11 +142,20 @@ def check(draw, rule):
     for part in (red.system.A, red.system.B, red.system.C, red.system.D, red.left, red.right, red.error_bound):
         assert np.all(np.isfinite(part))
     assert np.all(margins(red.system) > 0)
-    # A change of the system by e in the H-infinity norm moves every Hankel value by at most e, so the bound by 2 e for each discarded one.
-    values_moved = 2 * (draw.n - int(red.orders)) * max(rounding(sys, w) for w in frequencies(sys))
     for w in frequencies(sys):
-        allowed = values_moved + rounding(sys, w) + rounding(red.system, w)
-        assert exact_error(sys, red.system, w) <= float(red.error_bound) + allowed
+        assert exact_error(sys, red.system, w) <= float(red.error_bound) + not_in_the_bound(sys, red, w)
+
+
+def not_in_the_bound(sys, red, w):
+    """What rounding may add at a frequency in the two cases that the bound leaves out: nothing discarded, and a cut between values within 1 %.
+
+    A change of the system by e in the H-infinity norm moves every Hankel value by at most e, so the bound by 2 e for each discarded one.
+    """
+    order, sigma = int(red.orders), red.hankel_singular_values
+    if order < sys.n_states and (order == 0 or sigma[order - 1] - sigma[order] > 1e-2 * sigma[order - 1]):
+        return 0.0
+    values_moved = 2 * (sys.n_states - order) * max(rounding(sys, x) for x in frequencies(sys))
+    return values_moved + rounding(sys, w) + rounding(red.system, w)
 
 
 def attempt(sys, rule):
