@@ -47,6 +47,8 @@ class ProjectedAttentionView(LinearAttentionView):
     @override
     def set_n_features(self, n_features: int) -> None:
         for name in dict.fromkeys(name.rpartition(".")[0] for name in self.layout()):
-            module = self.layer.get_submodule(name)
-            assert isinstance(module, nn.Linear)
-            module.out_features = module.weight.shape[0]
+            module: Any = self.layer.get_submodule(name)
+            if isinstance(module, nn.Conv1d):  # depthwise
+                module.in_channels = module.out_channels = module.groups = module.weight.shape[0]
+            else:
+                module.out_features = module.weight.shape[0]

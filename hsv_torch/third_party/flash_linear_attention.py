@@ -141,7 +141,7 @@ class GatedLinearAttentionView(ProjectedAttentionView):
         layer.key_dim = layer.key_dim_per_group = n_features * self.n_groups
         if layer.use_short_conv:
             for conv in (layer.q_conv1d, layer.k_conv1d):
-                conv.hidden_size = conv.in_channels = conv.out_channels = conv.groups = conv.weight.shape[0]
+                conv.hidden_size = conv.weight.shape[0]
 
 
 @register_adapter(gla.GatedLinearAttention)
