@@ -20,10 +20,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 import hsv
-from hsv import DtypeError, HsvError
+from hsv import DtypeError, HsvError, _small_systems
 from hsv._cauchy import cauchy_factors, denominators
 from hsv._gramians import require_stable
 from hsv_torch.adapters import adapter_of
@@ -56,8 +55,8 @@ def controllability_gramian(sys: System) -> Tensor:
 
     Notes
     -----
-    Forward and backward ``O(n^2 m)`` for a diagonal system, ``O(n^3)`` for a dense one. There is no second derivative: to ask for it is a
-    ``RuntimeError``.
+    Forward and backward ``O(n^2 m)`` for a diagonal system, ``O(n^3)`` for a dense one. There is no second derivative: to ask for it is an
+    error.
 
     Examples
     --------
@@ -116,7 +115,7 @@ def hankel_singular_values(sys: System) -> Tensor:
     value :math:`\sigma_i` is right to about ``eps sigma_1 / sigma_i`` of the largest gradient.
 
     One pair of factors and one singular value decomposition, ``O(n^2 m + n^3)``, as without the gradient; the backward pass takes products alone for a diagonal system, two
-    Lyapunov equations for a dense one. There is no second derivative: to ask for it is a ``RuntimeError``.
+    Lyapunov equations for a dense one. There is no second derivative: to ask for it is an error.
 
     Examples
     --------
@@ -246,45 +245,70 @@ class _Gramian(torch.autograd.Function):
         return P.to(G.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         poles, G = ctx.saved_tensors
-        gradient = _wide(gradient)
-        d_poles, d_G = _pull_back(ctx.form, ctx.form.system(poles, G, G.mH), 0.5 * (gradient + gradient.mH))
-        return None, d_poles.to(poles.dtype), d_G.to(G.dtype)
+        with torch.no_grad():
+            gradient = _wide(gradient)
+            d_poles, d_G = _pull_back(ctx.form, ctx.form.system(poles, G, G.mH), 0.5 * (gradient + gradient.mH))
+        return None, *_once((d_poles, d_G), (poles, G))
 
 
 class _HankelValues(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, form: _Form, poles: Tensor, B: Tensor, C: Tensor) -> Tensor:
-        Lc, Lo = _factors(form.system(poles, B, C))
-        product = Lo.mH @ Lc
-        ctx.form = form
+        sys = form.system(poles, B, C)
         if not any(ctx.needs_input_grad):
-            return torch.linalg.svdvals(product).to(B.real.dtype)
-        U, sigma, Vh = torch.linalg.svd(product)
-        ctx.save_for_backward(poles, B, C, sigma, Lo @ U, Lc @ Vh.mH)
+            values: Tensor = hsv.hankel_singular_values(sys)
+            return values.to(B.real.dtype)
+        sigma, left, right = _bases(sys)
+        ctx.form = form
+        ctx.save_for_backward(poles, B, C, sigma, left, right)
         return sigma.to(B.real.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         poles, B, C, sigma, left, right = ctx.saved_tensors
-        form, sys = ctx.form, ctx.form.system(poles, B, C)
-        counted = sigma > _LEAST_VALUE * sigma[..., :1]
-        weight = torch.where(counted, 0.5 * _wide(gradient) / torch.where(counted, sigma, 1), 0)[..., None, :]
-        d_poles, d_B = _pull_back(form, sys, (left * weight) @ left.mH)
-        dual_poles, dual_B = _pull_back(form, _dual(form, sys), (right * weight) @ right.mH)
-        d_poles = d_poles + (dual_poles.mH if form.dense else dual_poles.conj())
-        return None, d_poles.to(poles.dtype), d_B.to(B.dtype), dual_B.mH.to(C.dtype)
+        with torch.no_grad():
+            form, sys = ctx.form, ctx.form.system(poles, B, C)
+            counted = sigma > _LEAST_VALUE * sigma[..., :1]
+            weight = torch.where(counted, 0.5 * _wide(gradient) / torch.where(counted, sigma, 1), 0)[..., None, :]
+            d_poles, d_B = _pull_back(form, sys, (left * weight) @ left.mH)
+            dual_poles, dual_B = _pull_back(form, _dual(form, sys), (right * weight) @ right.mH)
+            d_poles = d_poles + (dual_poles.mH if form.dense else dual_poles.conj())
+        return None, *_once((d_poles, d_B, dual_B.mH), (poles, B, C))
 
 
-def _factors(sys: Any) -> tuple[Tensor, Tensor]:
-    """Factors of both Gramians, in the coordinates of the system."""
+class _Refused(torch.autograd.Function):
+    """A gradient that depends on `sources` in a way that is not known."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *sources: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> None:
+        raise HsvError(
+            "Gramians and Hankel singular values have no second derivative here; leave them out of what is differentiated twice, or take the gradient without create_graph"
+        )
+
+
+def _once(gradients: tuple[Tensor, ...], sources: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Round the gradients to the dtypes of their sources; to differentiate them again raises."""
+    rounded = tuple(g.to(x.dtype) for g, x in zip(gradients, sources, strict=True))
+    return tuple(_Refused.apply(g, *sources) for g in rounded) if torch.is_grad_enabled() else rounded
+
+
+def _bases(sys: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """All values, and with ``Lo^H Lc = U S V^H`` in the coordinates of the system ``Lo U`` and ``Lc V``."""
+    if _small_systems.fits(sys):
+        return _small_systems.balancing_bases(sys)
     if isinstance(sys, hsv.StateSpace):
-        return hsv.controllability_factor(sys), hsv.observability_factor(sys)
-    require_stable(sys)
-    return cauchy_factors(sys)
+        Lc, Lo = hsv.controllability_factor(sys), hsv.observability_factor(sys)
+    else:
+        require_stable(sys)
+        Lc, Lo = cauchy_factors(sys)
+    U, sigma, Vh = torch.linalg.svd(Lo.mH @ Lc)
+    return sigma, Lo @ U, Lc @ Vh.mH
 
 
 def _dual(form: _Form, sys: Any) -> Any:
