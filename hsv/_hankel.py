@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from hsv import _device, _small_systems
-from hsv._array import Array, conjugate_transpose, imag, namespace, real, round_to, transpose, widen
+from hsv._array import Array, conjugate_transpose, imag, in_host_memory, namespace, real, round_to, transpose, widen
 from hsv._cauchy import cauchy_factors
 from hsv._gramians import require_stable
 from hsv._lyapunov import solve_lyapunov_factored_pair
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace
+
+# In each of some six matrices a system: 6 GiB on a device.
+_MOST_NUMBERS = 2**27
 
 
 class Factors(NamedTuple):
@@ -64,7 +68,34 @@ def hankel_singular_values(sys: LinearSystem) -> Array:
     """
     if _small_systems.fits(sys):
         return round_to(_small_systems.hankel_values(sys), real(sys.B))
-    return round_to(singular_values(gramian_factors(sys)), real(sys.B))
+    values = [singular_values(gramian_factors(block)) for block in _blocks(sys)]
+    if len(values) > 1:
+        xp = namespace(sys.B)
+        values = [xp.reshape(xp.concat(values, axis=0), (*sys.batch_shape, sys.n_states))]
+    return round_to(values[0], real(sys.B))
+
+
+def _blocks(sys: LinearSystem) -> Iterator[LinearSystem]:
+    """The system, or parts of a batch on a device whose matrices would take more memory than a device may have to spare."""
+    numbers = sys.n_states**2 * (2 if sys.is_complex else 1)
+    count = math.prod(sys.batch_shape)
+    step = max(1, _MOST_NUMBERS // numbers)
+    if count <= step or in_host_memory(sys.B) or not isinstance(sys, DiagonalStateSpace) or sys._conjugate_pairs:
+        yield sys
+        return
+    require_stable(sys)  # here, where the index of a system is that of the caller
+    xp = namespace(sys.B)
+
+    def flat(x: Array, core: int) -> Array:
+        return xp.reshape(x, (-1, *x.shape[x.ndim - core :]))
+
+    poles, B, C, D = (flat(x, core) for x, core in ((sys.poles(), 1), (sys.B, 2), (sys.C, 2), (sys.D, 2)))
+    logs = None if sys.log_poles is None else flat(sys.log_poles, 1)
+    for first in range(0, count, step):
+        part = slice(first, min(first + step, count))
+        yield sys._rebuild(
+            poles[part, ...], None if logs is None else logs[part, ...], B[part, ...], C[part, ...], D[part, ...]
+        )
 
 
 def singular_values(factors: Factors) -> Array:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import hsv
-from hsv import _array
+from hsv import _array, _hankel
 from tests.hsv.another_device import ELSEWHERE, bring, move, record_copies
 from tests.hsv.test_systems import random_diagonal, random_system
 
@@ -177,3 +177,24 @@ class TestAnotherDevice:
             sys = convert(random_diagonal(rng, n=3, batch=(), complex_=True, dt=True), library)
             hsv.hinf_norm(sys)
             hsv.diagonalize(sys.to_dense())
+
+    @pytest.mark.parametrize("logs", [True, False])
+    def test_large_batches_go_through_in_blocks(self, logs, rng, copies, monkeypatch):
+        here = random_diagonal(rng, n=5, batch=(2, 3), complex_=True, dt=True)
+        make = hsv.DiagonalStateSpace.from_log_poles if logs else hsv.DiagonalStateSpace
+        poles = np.log(here.poles()) if logs else here.poles()
+        there = make(*(move(x) for x in (poles, here.B, here.C, here.D)), dt=True)
+        expected = hsv.hankel_singular_values(here)
+        sizes, factor = [], _hankel.gramian_factors
+        monkeypatch.setattr(_hankel, "gramian_factors", lambda s: sizes.append(s.batch_shape) or factor(s))
+        for most, blocks in ((2**27, [(2, 3)]), (200, [(4,), (2,)]), (1, 6 * [(1,)])):
+            monkeypatch.setattr(_hankel, "_MOST_NUMBERS", most)
+            sizes.clear()
+            np.testing.assert_allclose(bring(hsv.hankel_singular_values(there)), expected, rtol=1e-9)
+            assert sizes == blocks
+        assert copies == []
+        poles = np.array(np.exp(poles) if logs else poles)
+        poles[1, 2, 3] = 2.0
+        unstable = make(*(move(x) for x in (np.log(poles) if logs else poles, here.B, here.C)), dt=True)
+        with pytest.raises(hsv.UnstableSystemError, match=r"system \(1, 2\), state 3"):
+            hsv.hankel_singular_values(unstable)
