@@ -75,7 +75,7 @@ def hankel_norm_approximation(sys: LinearSystem, rule: Rule | int) -> Reduction:
 
     How far to trust the digits: errors come out as :math:`\sigma_{r+1}` down to about ``1e-12`` of :math:`\sigma_1` for diagonal systems with one input and one output, and down to the rounding errors of
     the balanced matrices otherwise, ``eps |A|`` times the slowest time constant. Diagonal systems with several inputs or outputs take
-    the dense way, and so do those whose :math:`\sigma_{r+1}` has a neighbour within 1e-8, relatively, or is a rounding error of :math:`\sigma_1`; the last two are diagonalised after it.
+    the dense way. So do those whose :math:`\sigma_{r+1}` has a neighbour within 1e-8, relatively, or whose con-eigenvector misses the error; these are diagonalised after it, and checked as well.
 
     References
     ----------
@@ -151,7 +151,6 @@ def _approximate_diagonal(sys: DiagonalStateSpace, rule: Rule) -> Reduction:
     sigma = singular_values(gramian_factors(sys))
     values = to_host(sigma)
     chosen, notes = choose_orders(rule, values, stacklevel=4)
-    ranks = numerical_rank(values)
     orders, r = np.array(chosen), max(int(chosen.max(initial=1)), 1)
     logs = sys.log_poles
     padding = (0.0 if sys.is_discrete else -1.0) if logs is None else np.log(np.finfo(np.float32).tiny)
@@ -162,10 +161,8 @@ def _approximate_diagonal(sys: DiagonalStateSpace, rule: Rule) -> Reduction:
         if chosen[index] == 0:
             continue
         one = _con_eigenvalues.minimal_system(_member(sys, index))
-        kept = _approximate_one(one, int(chosen[index]), int(ranks[index]))
-        if symmetric:
-            kept = _symmetric(kept)
-        _check_error(one, kept, values[index], int(chosen[index]), index)
+        where = f" of system {tuple(int(i) for i in index)}" if index else ""
+        kept = _approximate_one(one, values[index], int(chosen[index]), symmetric=symmetric, where=where)
         k = orders[index] = len(kept.poles)
         poles[index][:k] = kept.poles if logs is None else kept.logs
         roots[index][:k] = np.sqrt(kept.residues)
@@ -184,14 +181,32 @@ def _member(sys: DiagonalStateSpace, index: tuple[int, ...]) -> DiagonalStateSpa
     return sys._rebuild(poles, logs, B, C, D)
 
 
-def _approximate_one(system: MinimalSystem, order: int, rank: int) -> PoleResidueForm:
+def _approximate_one(
+    system: MinimalSystem, sigma: np.ndarray, order: int, *, symmetric: bool, where: str
+) -> PoleResidueForm:
+    """By the con-eigenvector; by Glover's construction where that is not determined (it takes all those of a multiple value together) or has not the promised error."""
     if order >= len(system.poles):
         return PoleResidueForm(system.poles, system.residues, logs=system.logs)
-    if order < rank:
+    least = float(sigma[order])
+    norms, reasons = [np.inf], []
+    for method in (_con_eigenvalues.approximate, _approximate_by_balancing):
         try:
-            return _con_eigenvalues.approximate(system, order)
-        except _con_eigenvalues.UndeterminedError:
-            pass  # a multiple value: Glover's construction takes all of its con-eigenvectors together
+            kept = method(system, order)
+        except IllConditionedError as error:
+            reasons.append(str(error))
+            continue
+        kept = _symmetric(kept) if symmetric else kept
+        norms.append(_con_eigenvalues.hankel_norm_of_difference(system, kept))
+        rounding = _ROUNDINGS * len(sigma) * _EPS * float(sigma[0]) + _cost_of_rounding(system, kept)
+        if norms[-1] <= least * (1 + _EXCESS) + rounding:
+            return kept
+    raise IllConditionedError(
+        f"the Hankel-norm approximation{where} of order {order} has an error of {min(norms):.3g} where {least:.3g} is the least: likely causes are Hankel values close to the "
+        f"first discarded one, or an order whose error is below rounding; choose another order, or balanced truncation{''.join(f' ({reason})' for reason in reasons)}"
+    )
+
+
+def _approximate_by_balancing(system: MinimalSystem, order: int) -> PoleResidueForm:
     roots = np.sqrt(system.residues)
     full = balance(DiagonalStateSpace(system.poles, roots[:, None], roots[None, :], dt=True if system.discrete else 0))
     sigma, balanced = to_host(full.hankel_singular_values), full.system
@@ -232,23 +247,6 @@ def _cost_of_rounding(system: MinimalSystem, reduced: PoleResidueForm) -> float:
     size = np.abs(reduced.poles)
     margin = np.maximum(1.0 - size if system.discrete else -reduced.poles.real, np.finfo(np.float64).tiny)
     return float(4 * _EPS * np.sum(np.abs(reduced.residues) / margin * (1.0 + size / margin)))
-
-
-def _check_error(
-    system: MinimalSystem, reduced: PoleResidueForm, sigma: np.ndarray, order: int, index: tuple[int, ...]
-) -> None:
-    """The promise of the diagonal method, checked on its result: factors of Cauchy-like matrices make a tiny norm as accurate as a large one."""
-    least = float(sigma[order]) if order < len(sigma) else 0.0
-    norm = _con_eigenvalues.hankel_norm_of_difference(system, reduced)
-    if norm <= least * (1 + _EXCESS) + _ROUNDINGS * len(sigma) * _EPS * float(sigma[0]) + _cost_of_rounding(
-        system, reduced
-    ):
-        return
-    where = f" of system {tuple(int(i) for i in index)}" if index else ""
-    raise IllConditionedError(
-        f"the Hankel-norm approximation{where} of order {order} has an error of {norm:.3g} where {least:.3g} is the least: likely causes are Hankel values close to the first "
-        "discarded one, or an order whose error is below rounding; choose another order, or balanced truncation"
-    )
 
 
 def _approximate_batch(

@@ -1,7 +1,11 @@
+import warnings
+
 import mpmath
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import hsv
 from hsv import _con_eigenvalues, _hankel_norm
@@ -201,18 +205,20 @@ class TestWhatIsParticular:
             red = hsv.hankel_norm_approximation(sys, 24)
         assert int(red.orders) < 20
         sigma = hsv.hankel_singular_values(sys)
-        assert exact_error(sys, red.system) <= rounding(sys, sigma)
+        # and the distance of its poles to the circle is rounded too
+        assert exact_error(sys, red.system) <= sigma[int(red.orders)] * (1 + 1e-5) + 2 * rounding(sys, sigma)
 
     def test_an_error_below_rounding_is_refused(self, rng, monkeypatch):
         """What the check is for: a con-eigenvector with an error of 1e-6."""
         sys = relaxation(8, True)
-        right = _con_eigenvalues.approximate
+        for module, name in ((_con_eigenvalues, "approximate"), (_hankel_norm, "_approximate_by_balancing")):
+            right = getattr(module, name)
 
-        def wrong(system, order):
-            kept = right(system, order)
-            return kept._replace(residues=kept.residues * (1 + 1e-6))
+            def wrong(system, order, right=right):
+                kept = right(system, order)
+                return kept._replace(residues=kept.residues * (1 + 1e-6))
 
-        monkeypatch.setattr(_con_eigenvalues, "approximate", wrong)
+            monkeypatch.setattr(module, name, wrong)
         hsv.hankel_norm_approximation(sys, 1)  # its error is far above 1e-6 of the largest value
         with pytest.raises(hsv.IllConditionedError, match=r"of order 5 has an error of .* where .* is the least"):
             hsv.hankel_norm_approximation(sys, 5)
@@ -319,3 +325,30 @@ def test_the_check_itself(rng):
     assert 0 < found < 1e-11 * hsv.hankel_norm(sys)
     np.testing.assert_allclose(found, hsv.hankel_norm(sys - reduced), rtol=1e-3)
     assert hankel_norm_of_difference(plain, PoleResidueForm(plain.poles, plain.residues)) == 0
+
+
+@given(seed=st.integers(0, 2**20), n=st.integers(1, 12), discrete=st.booleans(), complex_=st.booleans())
+def test_random_systems_of_every_bad_kind(seed, n, discrete, complex_):
+    """Poles from 1e-5 of the boundary on, some equal or nearly so, residues over twelve orders of magnitude: the error is the least one, or it is said."""
+    rng = np.random.default_rng(seed)
+    margin, phase = 10 ** rng.uniform(-5, 0, n), rng.uniform(-3, 3, n) * 10 ** rng.uniform(-3, 0)
+    poles = (1 - margin) * np.exp(1j * phase) if discrete else margin * 10 ** rng.uniform(-3, 3) * (-1 + 1j * phase)
+    poles = poles if complex_ else poles.real
+    kind = rng.integers(4)
+    if kind == 1:
+        poles[: n // 2] = poles[n - n // 2 :]
+    if kind == 2:
+        poles[-1] = poles[0] * (1 - 1e-13)
+    residues = rng.normal(size=n) * (10.0 ** rng.uniform(-6, 6, n) if kind == 3 else 1.0)
+    sys = siso(poles, residues, True if discrete else 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", hsv.OrderWarning)
+        try:
+            red = hsv.hankel_norm_approximation(sys, int(rng.integers(1, n + 1)))
+        except hsv.IllConditionedError:
+            return  # one in five hundred
+    sigma, order = red.hankel_singular_values, int(red.orders)
+    least = sigma[order] if order < n else 0.0
+    assert np.all(np.abs(red.system.poles()) < 1 if discrete else red.system.poles().real < 0)
+    # poles at 1e-5 of the boundary are stored with eleven digits of their distance to it
+    assert exact_error(sys, red.system) <= least * (1 + 2e-5) + 1e-9 * sigma[0]
