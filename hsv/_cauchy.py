@@ -65,6 +65,32 @@ def cauchy_factors(sys: DiagonalStateSpace) -> tuple[Array, Array]:
     return first, second
 
 
+def cauchy_adjoint(sys: DiagonalStateSpace, gradient: Array) -> tuple[Array, Array]:
+    r"""Return the gradients by the poles (or their logarithms) and by ``B`` of a function whose gradient by the controllability Gramian is `gradient`.
+
+    `gradient` ``(..., n, n)`` is Hermitian, in double precision, and may be overwritten. With :math:`S_{ij}` its entries divided by :math:`\bar d_{ij}`, the gradient by
+    ``B`` is :math:`2 S B`, and by a discrete pole :math:`2 \sum_j S_{ij} \overline{(B B^H)_{ij}}\,\lambda_j / \bar d_{ij}`; by its logarithm that times
+    :math:`\bar\lambda_i`, by a continuous pole the same without :math:`\lambda_j`.
+    """
+    kind, poles = _poles(sys)
+    B = widen(sys.B)
+    product = B @ conjugate_transpose(B)
+    if kind == "logarithms" and is_complex(poles) and in_host_memory(B):
+        rows, gradient = on_host(_adjoint_on_host, poles, gradient, product, reason="the adjoint")
+    else:
+        inverse = 1 / _denominators(kind, poles)
+        gradient = gradient * conjugate(inverse)
+        slope = conjugate(gradient) * inverse * product
+        xp = namespace(B)
+        if kind == "continuous":
+            rows = xp.sum(slope, axis=-1)
+        else:
+            weights = conjugate(xp.exp(poles) if kind == "logarithms" else poles)
+            rows = (slope @ weights[..., None])[..., 0]
+    by_poles = namespace(B).exp(poles) * rows if kind == "logarithms" else rows
+    return 2 * conjugate(by_poles), 2 * (gradient @ B)
+
+
 def denominators(sys: DiagonalStateSpace, *, conjugated: bool = True) -> Array:
     """``1 - l_i conj(l_j)`` or ``-(l_i + conj(l_j))`` for every pair, ``(..., n, n)``, without cancellation; or without the conjugate."""
     return _denominators(*_poles(sys), conjugated=conjugated)
@@ -218,6 +244,13 @@ def _poles(sys: DiagonalStateSpace) -> tuple[_Kind, Array]:
     if sys.log_poles is not None:
         return "logarithms", widen(sys.log_poles)
     return "discrete" if sys.is_discrete else "continuous", widen(sys.poles())
+
+
+def _adjoint_on_host(poles: np.ndarray, gradient: np.ndarray, product: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    n = poles.shape[-1]
+    flat = np.ascontiguousarray(gradient).reshape(-1, n, n)
+    rows = _kernels.adjoint_log_pole_pairs(np.ascontiguousarray(poles).reshape(-1, n), flat, product.reshape(-1, n, n))
+    return rows.reshape(poles.shape), flat.reshape(gradient.shape)
 
 
 def _pairs(kind: _Kind, poles: Array) -> tuple[Array, Array]:

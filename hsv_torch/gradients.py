@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import hsv
 from hsv import DtypeError, HsvError, _small_systems
-from hsv._cauchy import cauchy_factors, denominators
+from hsv._cauchy import cauchy_adjoint, cauchy_factors
 from hsv._gramians import require_stable
 from hsv_torch.adapters import adapter_of
 from hsv_torch.compress import chosen_layers
@@ -326,13 +326,7 @@ def _pull_back(form: _Form, sys: Any, S: Tensor) -> tuple[Tensor, Tensor]:
             return 2 * (X @ A @ P), 2 * (X @ B)
         X = hsv.solve_continuous_lyapunov(A.mH, -S)
         return 2 * (X @ P), 2 * (X @ B)
-    inverse = 1 / denominators(sys)
-    X = S * inverse.conj()
-    # d(1/d_ij) = (d l_i conj(l_j) + l_i d conj(l_j)) / d_ij^2 in discrete time, (d l_i + d conj(l_j)) / d_ij^2 in continuous time
-    slope = X.conj() * inverse * (B @ B.mH)
-    poles = sys.poles()
-    rows = (slope @ poles.conj()[..., None])[..., 0] if sys.is_discrete else slope.sum(-1)
-    return 2 * ((poles * rows) if form.logarithmic else rows).conj(), 2 * (X @ B)
+    return cauchy_adjoint(sys, S)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -709,6 +709,33 @@ def divide_by_log_pole_pairs(log_poles: ComplexArray, first: ComplexArray, secon
                 second[b, i, j] *= inverse.conjugate()
 
 
+@njit(cache=True, nogil=True, error_model="numpy")
+def adjoint_log_pole_pairs(log_poles: ComplexArray, gradient: ComplexArray, product: ComplexArray) -> ComplexArray:
+    """See `hsv._kernels._reference.adjoint_log_pole_pairs`."""
+    rows = np.zeros_like(log_poles)
+    for b in range(log_poles.shape[0]):
+        logs, conjugates = log_poles[b], np.exp(log_poles[b]).conj()
+        radius, gap = np.exp(logs.real), -np.expm1(logs.real)
+        for i in range(log_poles.shape[1]):
+            total = 0.0 + 0.0j
+            for j in range(i + 1):
+                angle = 0.5 * (logs[i].imag - logs[j].imag)
+                sine, cosine = np.sin(angle), np.cos(angle)
+                both = 2.0 * radius[i] * radius[j] * sine
+                re, im = gap[i] + radius[i] * gap[j] + both * sine, both * cosine
+                scale = 1.0 / (re * re + im * im)
+                inverse = complex(re * scale, im * scale)
+                entry = gradient[b, i, j] * inverse.conjugate()
+                gradient[b, i, j] = entry
+                gradient[b, j, i] = entry.conjugate()
+                slope = entry.conjugate() * product[b, i, j] * inverse
+                total += slope * conjugates[j]
+                if j < i:
+                    rows[b, j] += slope.conjugate() * conjugates[i]
+            rows[b, i] += total
+    return rows
+
+
 @njit(cache=True, nogil=True)
 def cauchy_factor(generators: ComplexArray, differences: ComplexArray, denominators: ComplexArray) -> ComplexArray:
     """See `hsv._kernels._reference.cauchy_factor`.

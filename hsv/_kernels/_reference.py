@@ -226,6 +226,16 @@ def divide_by_log_pole_pairs(log_poles: ComplexArray, first: ComplexArray, secon
     second[:] = np.where(lower, second / denominators.conj(), second)
 
 
+def adjoint_log_pole_pairs(log_poles: ComplexArray, gradient: ComplexArray, product: ComplexArray) -> ComplexArray:
+    """Divide a Hermitian ``gradient (k, n, n)`` by ``1 - conj(l_i) l_j``, in place, and return ``sum_j conj(gradient_ij) product_ij conj(l_j) / d_ij^2``.
+
+    With ``d_ij = 1 - l_i conj(l_j)`` and ``l = exp(log_poles)``: what :func:`hsv._cauchy.cauchy_adjoint` needs, ``product`` being ``G G^H``.
+    """
+    denominators = log_pole_pairs(log_poles)[1]
+    gradient /= denominators.conj()
+    return np.einsum("kij,kj->ki", gradient.conj() * product / denominators, np.exp(log_poles).conj())
+
+
 def cauchy_factor(generators: ComplexArray, differences: ComplexArray, denominators: ComplexArray) -> ComplexArray:
     """Factor the matrices ``g_i g_j^H / d_ij`` by elimination with diagonal pivoting on their generators ``(n, m)``.
 

@@ -150,3 +150,14 @@ def test_the_elimination_stops_at_the_rank(rng):
         L = elimination(sys.B[None], differences(sys)[None], denominators(sys)[None])[0]
         np.testing.assert_array_equal(L[:, 2], 0)
         np.testing.assert_allclose(L @ L.T, hsv.controllability_gramian(sys), rtol=1e-15)
+
+
+def test_the_compiled_adjoint_is_the_reference(rng):
+    logs = -rng.uniform(1e-3, 3, (3, 9)) + 1j * rng.uniform(-7, 7, (3, 9))
+    S, product = (x + x.conj().swapaxes(-1, -2) for x in rng.normal(size=(2, 3, 9, 9, 2)) @ [1, 1j])
+    expected = S.copy()
+    rows, expected_rows = (
+        kernels.adjoint_log_pole_pairs(logs, x, product) for kernels, x in ((_kernels, S), (_reference, expected))
+    )
+    np.testing.assert_allclose(S, expected, rtol=2e-14)
+    np.testing.assert_allclose(rows, expected_rows, atol=1e-13 * np.abs(expected_rows).max())
