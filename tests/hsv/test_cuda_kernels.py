@@ -4,14 +4,17 @@ import concurrent.futures
 import contextlib
 import importlib.util
 import multiprocessing
+import sys
 import types
+import warnings
 
 import mpmath
 import numpy as np
 import pytest
+import torch
 
 import hsv
-from hsv import _cauchy, _device
+from hsv import _array, _cauchy, _device
 from tests.hsv import cuda_simulator
 from tests.hsv.cuda_simulator import ORDERS
 from tests.hsv.exact import diagonal_hankel_values
@@ -342,6 +345,87 @@ class TestChoice:
         monkeypatch.setattr(kernels, "decompositions", never)
         with pytest.raises(hsv.HsvError, match="did not converge"):
             _device.singular_values(np.eye(3)[None])
+
+
+class TestLibraries:
+    """Device, stream and memory of a library's arrays, with stand-ins for the libraries and for Numba's side."""
+
+    @pytest.fixture
+    def numba_cuda(self, monkeypatch):
+        from numba import cuda
+
+        entered = []
+
+        class Context:
+            def __init__(self, index):
+                self.index = index
+
+            def __enter__(self):
+                entered.append(self.index)
+
+            def __exit__(self, *_):
+                entered.append(None)
+
+        monkeypatch.setattr(cuda, "gpus", [Context(i) for i in range(3)])
+        monkeypatch.setattr(cuda, "external_stream", lambda pointer: ("stream", pointer))
+        monkeypatch.setattr(_device, "device", lambda x: x.device)
+        return entered
+
+    def array_of(self, monkeypatch, name, where, library):
+        module = types.ModuleType(name)
+        vars(module).update(library)
+        monkeypatch.setitem(sys.modules, name, module)
+        array = type("Array", (), {"__module__": f"{name}.arrays"})()
+        array.device = where
+        return array
+
+    @pytest.mark.parametrize(("pointer", "stream"), [(0, 0), (7, ("stream", 7))])
+    def test_torch(self, monkeypatch, numba_cuda, pointer, stream):
+        where = types.SimpleNamespace(type="cuda", index=2)
+        asked = []
+        current = types.SimpleNamespace(cuda_stream=pointer)
+        cuda = types.SimpleNamespace(current_stream=lambda device: asked.append(device) or current)
+        x = self.array_of(monkeypatch, "torch", where, {"cuda": cuda})
+        with _device._on_device_of(x) as found:
+            assert numba_cuda == [2]
+            warnings.warn("Grid size 1 will likely result in GPU under-utilization", UserWarning, stacklevel=1)
+        assert found == stream
+        assert asked == [where]
+        assert numba_cuda == [2, None]
+
+    @pytest.mark.parametrize(("pointer", "stream"), [(0, 0), (7, ("stream", 7))])
+    def test_cupy(self, monkeypatch, numba_cuda, pointer, stream):
+        current = types.SimpleNamespace(ptr=pointer)
+        cuda = types.SimpleNamespace(get_current_stream=lambda: current)
+        x = self.array_of(monkeypatch, "cupy", types.SimpleNamespace(id=1), {"cuda": cuda})
+        with _device._on_device_of(x) as found:
+            assert numba_cuda == [1]
+        assert found == stream
+
+    def test_memory_is_handed_over_without_a_copy(self, monkeypatch):
+        from numba import cuda
+
+        class OnDevice:
+            __cuda_array_interface__: dict = {}
+
+        there, seen = OnDevice(), []
+        monkeypatch.setattr(_device, "flat_memory", lambda x: x)
+        view = np.array([1 + 2j, 3 + 4j])
+        monkeypatch.setattr(cuda, "as_cuda_array", lambda x, sync: seen.append((x, sync)) or view, raising=False)
+        argument = _device._kernel_argument(there)
+        assert seen == [(there, False)]  # the stream is the library's own: nothing to wait for
+        assert argument.tolist() == [1, 2, 3, 4]
+        assert np.shares_memory(argument, view)
+
+    def test_torch_tensors_are_read_as_numbers_in_a_row(self):
+        z = torch.tensor([[1 + 2j, 3 - 4j]], dtype=torch.complex128, requires_grad=True)
+        flat = _array.flat_memory(z.mH)  # a lazy conjugate and a lazy transpose, in a graph
+        assert not flat.is_conj()
+        assert not flat.requires_grad
+        assert flat.is_contiguous()
+        assert flat.tolist() == [1 - 2j, 3 + 4j]
+        expanded = torch.ones(1, dtype=torch.float64).expand(3)
+        assert _array.flat_memory(expanded).stride() == (1,)
 
 
 class TestPlans:
