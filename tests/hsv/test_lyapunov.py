@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import hsv
 from hsv._array import to_host
+from tests.hsv import exact_dense
 from tests.hsv import reference_systems as known
 from tests.hsv.exact import heat_equation_hankel_values
 from tests.tolerances import tolerance
@@ -182,6 +183,67 @@ class TestPeers:
                 # two values more or less are the luck of the rounding errors
                 assert first_wrong(ours, relative) >= first_wrong(peer, relative) - 2
             assert np.abs(ours - exact).max() <= 2 * np.abs(peer - exact).max()
+
+
+class TestRealSchurForm:
+    """Real systems stay real, with blocks of two where the poles are complex; ``1j * b`` has the Gramian of ``b`` and takes the complex way."""
+
+    @given(m=st.integers(1, 12), discrete=st.booleans(), damping=st.sampled_from([0.5, 1e-2, 1e-6]), **shapes)
+    def test_real_and_complex_arithmetic_agree(self, n, m, batch, discrete, damping):
+        rng = np.random.default_rng(100 * n + m)
+        a = known.random_stable(rng, n, 1, 1, dt=True if discrete else 0, batch=batch, damping=damping).A
+        b = rng.normal(size=(*batch, n, m))
+        real, other = (hsv.solve_lyapunov_factored(a, x, discrete=discrete) for x in (b, 1j * b))
+        assert real.dtype == np.float64
+        assert other.dtype == np.complex128
+        x, y = real @ adjoint(real), other @ adjoint(other)
+        # the poles move by a rounding error of `a`, which is that share of their distance from the boundary
+        assert np.all(norm(x - y) <= tolerance(float) / damping * norm(x))
+
+    @pytest.mark.parametrize("size", [1e-300, 1e-20, 1e-9])
+    @pytest.mark.parametrize("discrete", [True, False])
+    def test_tiny_imaginary_parts_change_little(self, discrete, size, rng):
+        sys = known.random_stable(rng, 7, 2, 2, dt=True if discrete else 0)
+        shifted = sys.A + 1j * size * rng.normal(size=(7, 7)), sys.B + 0j
+        x, y = (
+            factor @ adjoint(factor)
+            for factor in (hsv.solve_lyapunov_factored(*ab, discrete=discrete) for ab in ((sys.A, sys.B), shifted))
+        )
+        assert norm(x - y) <= (tolerance(float) + 1e3 * size) * norm(x)
+
+    @pytest.mark.parametrize("complex_", [False, True])
+    def test_sizes_for_which_the_schur_form_has_one_state_more(self, complex_, rng):
+        """128 states: the result is that of LAPACK without the decoupled one, which keeps columns off the same lines of the cache."""
+        a = draw(rng, (128, 128), complex_) / 12 - 2 * np.eye(128)
+        b = draw(rng, (128, 2), complex_)
+        factor = hsv.solve_lyapunov_factored(a, b, discrete=False)
+        assert lyapunov_residual(a, factor @ adjoint(factor), -b @ adjoint(b)) < tolerance(float)
+        permuted = np.roll(np.roll(np.triu(a), 5, 0), 5, 1)  # LAPACK's balancing has something to set aside in it, too
+        factor = hsv.solve_lyapunov_factored(permuted - 4 * np.eye(128), b, discrete=False)
+        residual = lyapunov_residual(permuted - 4 * np.eye(128), factor @ adjoint(factor), -b @ adjoint(b))
+        assert residual < tolerance(float)
+
+    @pytest.mark.parametrize("discrete", [True, False])
+    def test_nearly_equal_poles_keep_the_digits_that_slicot_loses(self, discrete):
+        """Jordan blocks in orthogonal coordinates: rounding makes pairs of poles a +- i f with f near 1e-8, whose Gramian is nearly singular.
+
+        AB09AD loses digits there in continuous time; its discrete solver does not.
+        """
+        worst_ours, worst_peer = 0.0, 0.0
+        for seed in range(40):
+            rng = np.random.default_rng(seed)
+            couplings = np.diag(rng.normal(size=6) * rng.integers(2, size=6), 1)
+            q = np.linalg.qr(rng.normal(size=(7, 7)))[0]
+            a, b, c = q @ (couplings - 0.5 * np.eye(7)) @ q.T, rng.normal(size=(7, 2)), rng.normal(size=(3, 7))
+            a = a + np.eye(7) if discrete else a
+            exact = exact_dense.hankel_values(a, b, c, discrete=discrete)
+            ours = hsv.hankel_singular_values(hsv.StateSpace(a, b, c, dt=True if discrete else 0))
+            peer = slycot.ab09ad("D" if discrete else "C", "B", "N", 7, 2, 3, a, b, c, nr=1, tol=0)[4]
+            worst_ours = max(worst_ours, np.abs(ours - exact).max() / exact[0])
+            worst_peer = max(worst_peer, np.abs(peer - exact).max() / exact[0])
+        assert worst_ours < tolerance(float, factor=1e4)
+        if not discrete:
+            assert worst_peer > 1e3 * worst_ours
 
 
 class TestFiftyDigits:
