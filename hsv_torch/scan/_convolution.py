@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hsv_torch.scan._operators import call, refuse_second_derivative
+from hsv_torch.scan._precision import product
 
 
 @functools.lru_cache(maxsize=256)
@@ -50,7 +51,7 @@ def impulse_response(log_poles: Tensor, B: Tensor, C: Tensor, length: int) -> Te
     left = torch.cat([left.real, -left.imag], dim=-1).flatten(0, 1)
     right = torch.cat([right.real, right.imag], dim=-1).flatten(0, 1)
     n_outputs, n_inputs = C.shape[0], B.shape[1]
-    response = (left @ right.mT).view(n_outputs, n_coarse, n_inputs, n_fine)
+    response = product(left, right.mT).view(n_outputs, n_coarse, n_inputs, n_fine)
     return response.transpose(1, 2).reshape(n_outputs, n_inputs, n_coarse * n_fine)[..., :length]
 
 
@@ -73,7 +74,7 @@ def _convolve(x: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _(x: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, n_inputs = x.shape
     n_outputs = kernel.shape[0]
-    frequencies = fast_length(2 * length - 1) // 2 + 1
+    frequencies = fast_length(int(2 * length - 1)) // 2 + 1  # a graph is for one length, as a plan of an FFT is
     dtype = torch.complex64 if x.dtype == torch.float32 else torch.complex128
     y = x.new_empty(batch, length, n_outputs)
     spectrum = x.new_empty(frequencies, n_inputs, batch, dtype=dtype)
@@ -87,7 +88,7 @@ def _convolve_backward(spectrum: Tensor, gain: Tensor, dy: Tensor) -> tuple[Tens
     n_fft = fast_length(2 * length - 1)
     given = _spectrum(dy.permute(2, 0, 1), n_fft)
     dx = _signal(torch.bmm(gain.mH, given), n_fft, length).permute(1, 2, 0).contiguous()
-    return dx, _signal(torch.bmm(given, spectrum.mH), n_fft, length)
+    return dx, _signal(torch.bmm(given, spectrum.mH), n_fft, length).contiguous()
 
 
 @_convolve_backward.register_fake

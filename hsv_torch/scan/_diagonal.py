@@ -9,7 +9,7 @@ from hsv import DtypeError, ShapeError
 from hsv_torch.scan import _linear, _operators
 from hsv_torch.scan._convolution import convolve, impulse_response
 from hsv_torch.scan._linear import has_kernel, linear_scan
-from hsv_torch.scan._precision import COMPLEX, HALF, without_autocast
+from hsv_torch.scan._precision import COMPLEX, HALF, product, without_autocast
 
 Mode = Literal["scan", "convolution"]
 
@@ -164,7 +164,7 @@ def _outputs(x: Tensor, log_poles: Tensor, B: Tensor, C: Tensor, mode: Mode) -> 
 def _wide(x: Tensor, poles: Tensor, B: Tensor, C: Tensor) -> Tensor:
     """For many channels, on GPUs, and without a kernel: real matrix products into and out of the states, real and imaginary parts side by side."""
     n = poles.shape[0]
-    drive = x @ torch.view_as_real(B).transpose(1, 2).reshape(2 * n, -1).mT  # (batch, length, 2n)
-    states = linear_scan(poles, torch.view_as_complex(drive.unflatten(-1, (n, 2))))
+    drive = product(x.flatten(0, 1), torch.view_as_real(B).transpose(1, 2).reshape(2 * n, -1).mT)
+    states = linear_scan(poles, torch.view_as_complex(drive.view(*x.shape[:2], n, 2)))
     output = torch.view_as_real(C.conj().resolve_conj()).flatten(1)  # Re(C h) = Re C Re h - Im C Im h
-    return torch.view_as_real(states).flatten(2) @ output.mT
+    return product(torch.view_as_real(states).flatten(2).flatten(0, 1), output.mT).view(*x.shape[:2], C.shape[0])

@@ -329,7 +329,10 @@ def selective_scan_backward(
     kernel = _kernels().selective_backward
     _threads.run(kernel, batch * n_parts, n_parts, *arguments, *results, operations=24 * x.numel() * n)
     dx, d_delta = (torch.from_numpy(slope)[..., :d].contiguous() for slope in slopes)
-    d_B, d_C = (torch.from_numpy(sums[:, 0] if n_parts == 1 else sums.sum(1)) for sums in (dB, dC))
+    del arguments, results
+    d_B = torch.from_numpy(dB[:, 0] if n_parts == 1 else dB.sum(1))
+    del dB  # all parts of one at a time would be enough to set the peak of memory
+    d_C = torch.from_numpy(dC[:, 0] if n_parts == 1 else dC.sum(1))
     return dx, d_delta, _from_rates(dA.sum(0), d, n), d_B, d_C, d_initial
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,3 +43,34 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
+
+
+@torch.library.custom_op("hsv_torch::product", mutates_args=())
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` of two matrices in their own precision, and so its gradients, wherever autocast is on.
+
+    An operator, because in a compiled graph the backward pass is under the autocast that surrounds the forward pass; what was turned off inside is
+    on again there. Its gradients are products, so that it has derivatives of every order.
+    """
+    with without_autocast(a.device):
+        return a @ b
+
+
+@product.register_fake
+def _(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty(a.shape[0], b.shape[1])
+
+
+def _save_factors(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _factor_gradients(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    a, b = ctx.saved_tensors
+    return (
+        product(slope, b.mT) if ctx.needs_input_grad[0] else None,
+        product(a.mT, slope) if ctx.needs_input_grad[1] else None,
+    )
+
+
+product.register_autograd(_factor_gradients, setup_context=_save_factors)

@@ -138,6 +138,15 @@ def test_opcheck(save):
     torch.library.opcheck(torch.ops.hsv_torch.diagonal_scan.default, (*arguments, save))
 
 
+def test_opcheck_of_the_convolution():
+    generator = torch.Generator().manual_seed(0)
+    x, kernel = (torch.randn(shape, generator=generator).requires_grad_() for shape in ((2, 9, 3), (4, 3, 9)))
+    torch.library.opcheck(torch.ops.hsv_torch.convolve.default, (x, kernel))
+    with torch.no_grad():
+        y, spectrum, gain = torch.ops.hsv_torch.convolve(x, kernel)
+    torch.library.opcheck(torch.ops.hsv_torch.convolve_backward.default, (spectrum, gain, torch.ones_like(y)))
+
+
 @pytest.mark.parametrize("mode", ["scan", "convolution"])
 def test_arguments_need_not_be_contiguous(mode):
     x, log_poles, B, C = arguments = problem(4, 9, 6, 3, 3)

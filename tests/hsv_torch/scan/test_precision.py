@@ -7,6 +7,7 @@ from hsv_torch.scan import (
     _attention,
     _diagonal,
     _linear,
+    _precision,
     _selective,
     diagonal_state_space,
     gated_linear_attention,
@@ -149,3 +150,13 @@ def test_mapped_over_a_further_axis(scan):
     actual = torch.func.vmap(function, in_dims=(0, *(None for _ in others)))(first, *others)
     for y, x in zip(actual, first, strict=True):
         torch.testing.assert_close(y, function(x, *others))
+
+
+def test_products_have_derivatives_of_every_order():
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in ((3, 4), (4, 2)))
+    torch.library.opcheck(torch.ops.hsv_torch.product.default, (a, b.detach().mT.contiguous().mT.requires_grad_()))
+    assert torch.autograd.gradcheck(_precision.product, (a, b))
+    assert torch.autograd.gradgradcheck(_precision.product, (a, b))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(_precision.product(a.float(), b.float()), (a @ b).float())
