@@ -83,7 +83,10 @@ class KeyChoice(SelectiveCriterion):
     @override
     def needs(self) -> Needs:
         inputs: tuple[Inputs, ...] = ("recorded", "white") if self.score == "hankel" else ("recorded",)
-        return Needs(inputs=frozenset(inputs))
+        gramians = {"shared"} if self.compensate or self.score in ("hankel", "second_moment") else set()
+        if self.score == "ghost" or (self.score == "greedy" and not self.compensate):
+            gramians.add("contributions")
+        return Needs(frozenset(gramians), frozenset(inputs))
 
     @override
     def meaning(self) -> str:
@@ -97,12 +100,12 @@ class KeyChoice(SelectiveCriterion):
     @override
     def plan(self, view: Any, observation: Any, n_states: int) -> Any:
         self._check(view)
-        P = observation.second_moments()
         kept = torch.stack([torch.sort(order[:n_states]).values for order, _ in self._rankings(view, observation)])
         left = torch.nn.functional.one_hot(kept, view.n_states).mT.double()
         right = share = left
         notes: dict[str, None] = {}
         if self.compensate:
+            P = observation.second_moments()
             predictions = [prediction(P[g], kept[g]) for g in range(view.n_groups)]
             right = torch.stack([M for M, _ in predictions])
             notes = dict.fromkeys(note for _, some in predictions for note in some)
@@ -180,7 +183,7 @@ class KeyBasis(SelectiveCriterion):
 
     @override
     def needs(self) -> Needs:
-        return Needs(inputs=frozenset({self.gramians}))
+        return Needs(frozenset({"shared"} if self.gramians == "recorded" else ()), frozenset({self.gramians}))
 
     @override
     def meaning(self) -> str:

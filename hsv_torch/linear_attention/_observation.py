@@ -21,7 +21,8 @@ PIECE = 2**21
 class LinearAttentionObservation(ObservedSequences):
     r"""Sums over the sequences of a layer; their size does not grow with the number of sequences.
 
-    All are matrices ``(groups, n, n)``, means over the steps and sums over the heads of a group and their values :math:`c`, in double precision:
+    All are matrices ``(groups, n, n)``, means over the steps and sums over the heads of a group and their values :math:`c`, in double precision. ``G`` always, ``P`` and ``M`` where `needs` asks for the Gramians
+    "shared" and "contributions", at ``O(n^2 p)`` a step and head each:
 
     - :math:`P = E[\sum \bar w_c^2\, s_c s_c^T]`, the second moments of the columns :math:`s_c` of the states on the recorded values, each with the root mean square
       :math:`\bar w_c` of its weight over the sequence;
@@ -72,10 +73,13 @@ class LinearAttentionObservation(ObservedSequences):
         by_group = relative.unflatten(1, (groups, -1)).square().mean((-1, -2)).sqrt()  # (length, groups)
         seen = (queries * by_group[..., None]).transpose(0, 1)
         self._G += seen.mT @ seen
-        for steps, S in trajectories(keys, values, log_decay):  # S (heads, t, n, p)
-            read = queries[steps].transpose(0, 1).repeat_interleave(S.shape[0] // groups, 0)  # (heads, t, n)
-            self._P += _moments(S * size[:, None, None], groups)
-            self._M += _moments(S * read[..., None] * weight[steps].transpose(0, 1)[:, :, None], groups)
+        wanted = self.needs.gramians
+        for steps, S in trajectories(keys, values, log_decay) if wanted else ():  # S (heads, t, n, p)
+            if "shared" in wanted:
+                self._P += _moments(S * size[:, None, None], groups)
+            if "contributions" in wanted:
+                read = queries[steps].transpose(0, 1).repeat_interleave(S.shape[0] // groups, 0)  # (heads, t, n)
+                self._M += _moments(S * read[..., None] * weight[steps].transpose(0, 1)[:, :, None], groups)
         self._n_steps += length
         if self._estimators:
             self._add_white(queries, keys, log_decay, size, relative)
@@ -94,10 +98,14 @@ class LinearAttentionObservation(ObservedSequences):
         """Return ``P (groups, n, n)``: of the states on the recorded values, or under white ones."""
         self.require_data()
         if inputs == "recorded":
+            self._require("shared")
             return self._P / self._n_steps
         # A mean over the heads' systems as well as over the steps: sums over the heads, as for the recorded values.
         share = self._estimators[0].n_steps / self._n_steps
         return torch.stack([e.mean_gramians()[0] for e in self._estimators]) * share
+
+    def _require(self, gramians: str) -> None:
+        assert gramians in self.needs.gramians, f"the method did not say that it needs {gramians!r}"
 
     def readout(self) -> Tensor:
         """Return ``G (groups, n, n)``."""
@@ -107,6 +115,7 @@ class LinearAttentionObservation(ObservedSequences):
     def contributions(self) -> Tensor:
         """Return ``M (groups, n, n)``."""
         self.require_data()
+        self._require("contributions")
         return self._M / self._n_steps
 
     def observability(self) -> Tensor:

@@ -64,6 +64,8 @@ class StateChoice(SelectiveCriterion):
     The prediction is solved in the eigenvectors of the correlation matrix of the kept states, those with an eigenvalue below ``1e-10`` of the largest left out.
     ``O(n^3)`` after the second moments, whose cost is that of :class:`hsv.time_varying.SelectiveEstimator`.
 
+    For linear attention (Mamba-2) see :class:`hsv_torch.linear_attention.KeyChoice`, which this criterion means there.
+
     References
     ----------
     The scores of the neighbours: GHOST, LAST and AIRE-Prune. Pivoted elimination as in: Golub and Van Loan, "Matrix Computations", section 4.2.8, with

@@ -27,7 +27,7 @@ class Needs:
     Attributes
     ----------
     gramians : frozenset of str
-        ``"shared"`` (summed over the channels), ``"channel"``.
+        ``"shared"`` (summed over the channels), ``"channel"``; of linear attention ``"shared"`` (of each group), ``"contributions"``.
     inputs : frozenset of str
         ``"recorded"``, ``"white"``.
     held_out : float

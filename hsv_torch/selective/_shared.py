@@ -46,6 +46,8 @@ class SharedBasis(SelectiveCriterion):
     The values that rules choose by are the singular values of :math:`L_Q^T L_P` with :math:`P = L_P L_P^T`, :math:`Q = L_Q L_Q^T`: Hankel singular values of no system, and no bound. Rows of ``B`` are scaled to the
     root mean square of their norms before the cut, rows of ``C`` inversely.
 
+    For linear attention (Mamba-2) see :class:`hsv_torch.linear_attention.KeyBasis`, which this criterion means there.
+
     References
     ----------
     Moore, "Principal component analysis in linear systems", IEEE Trans. Automatic Control 26 (1981), for the balancing.

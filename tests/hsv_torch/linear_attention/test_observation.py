@@ -28,7 +28,7 @@ def sequences(batch=3, length=9, seed=1):
 
 def observed(layer, *calls, inputs=("recorded",)):
     view = view_of(layer)
-    observation = LinearAttentionObservation(view, Needs(inputs=frozenset(inputs)))
+    observation = LinearAttentionObservation(view, Needs(frozenset({"shared", "contributions"}), frozenset(inputs)))
     for x, lengths in calls:
         observation.update(layer, (x, lengths), {})
     return view, observation
