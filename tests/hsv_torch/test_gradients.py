@@ -111,6 +111,22 @@ def test_layers_beside_exact_arithmetic(shape, radius, rng):
     )
 
 
+@pytest.mark.parametrize("phase", [6.0, 0.8, 0.0])
+def test_the_sum_from_an_eigendecomposition(phase, rng):
+    """Many states and inputs: beside the sum of the values, which come from a singular value decomposition. The last system's values are too far apart."""
+    logs = -rng.uniform(1e-3, 0.1, 70) + 1j * phase * rng.uniform(size=70)
+    arrays = logs, rng.normal(size=(70, 5, 2)) @ [1, 1j], rng.normal(size=(5, 70, 2)) @ [1, 1j]
+    results = []
+    for total in (hsv_torch.hankel_sum, lambda sys: hsv_torch.hankel_singular_values(sys).sum()):
+        tensors = [torch.tensor(x, requires_grad=True) for x in arrays]
+        value = total(hsv.DiagonalStateSpace.from_log_poles(*tensors))
+        value.backward()
+        results.append((value.detach(), [x.grad for x in tensors]))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-14, atol=0)
+    for a, b in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-9 * b.abs().max().item())
+
+
 def test_states_that_no_input_reaches(rng):
     """Values of 0: a kink, at which the gradient is finite, and right in every direction that leaves them 0."""
     logs = -rng.uniform(0.1, 0.5, 4) + 1j * rng.uniform(0, 6, 4)
