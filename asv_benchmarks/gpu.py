@@ -103,7 +103,7 @@ def compared(
 ) -> Iterator[Row]:
     """One computation on the CPU and by every library on the device; `values` takes from a result the numbers to be compared."""
     expected = np.asarray(values(compute(sys)))
-    on_cpu = median(lambda: compute(sys), lambda: None, min(rounds, 5))
+    on_cpu = median(lambda: compute(sys), lambda: None, min(rounds, 3))
     for library in libraries:
         run = partial(compute, library.system(sys))
         first, result = once(run, library.wait)

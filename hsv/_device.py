@@ -1,4 +1,4 @@
-"""Small diagonal systems on a GPU: CuPy arrays and CUDA tensors are handed to the kernels of `_kernels/_cuda.py` where they lie.
+"""Small systems on a GPU: CuPy arrays and CUDA tensors are handed to the kernels of `_kernels/_cuda.py` where they lie.
 
 Nothing is copied to the host but one number that says whether all went well.
 """
@@ -87,17 +87,23 @@ def cauchy_factor(kind: str, poles: Array, gaps: Array, generators: Array) -> Ar
 
 
 def singular_values(matrices: Array) -> Array:
-    """Return the singular values of square matrices ``(..., n, n)``, descending, by Householder reflections with pivoting and one-sided Jacobi rotations.
+    """Return the singular values of square matrices ``(..., n, n)``, descending.
 
-    Graded matrices keep the relative accuracy of every value that their entries determine; nothing overflows or underflows on the way.
+    Small ones on a GPU by Householder reflections with pivoting and one-sided Jacobi rotations: graded matrices keep the relative accuracy of
+    every value that their entries determine, and nothing overflows or underflows on the way. All others by their array library.
     """
-    return _decompose(matrices, with_vectors=False)[0]
+    if kernels_serve(matrices, matrices.shape[-1]):
+        return _decompose(matrices, with_vectors=False)[0]
+    return namespace(matrices).linalg.svdvals(matrices)
 
 
 def svd(matrices: Array) -> tuple[Array, Array, Array]:
-    """Return ``U, s, Vh`` of square matrices ``(..., n, n)``; see :func:`singular_values`. Rows of ``Vh`` that belong to an exact 0 are zero."""
-    values, left, right = _decompose(matrices, with_vectors=True)
-    return left, values, right
+    """Return ``U, s, Vh`` of square matrices ``(..., n, n)``; see :func:`singular_values`. From the kernel, rows of ``Vh`` that belong to an exact 0 are zero."""
+    if kernels_serve(matrices, matrices.shape[-1]):
+        values, left, right = _decompose(matrices, with_vectors=True)
+        return left, values, right
+    U, s, Vh = namespace(matrices).linalg.svd(matrices, full_matrices=False)
+    return U, s, Vh
 
 
 def _decompose(matrices: Array, *, with_vectors: bool) -> tuple[Array, Array, Array]:

@@ -100,19 +100,12 @@ def _blocks(sys: LinearSystem) -> Iterator[LinearSystem]:
 
 def singular_values(factors: Factors) -> Array:
     """Singular values of ``Lo^H Lc``."""
-    product = conjugate_transpose(factors.observability) @ factors.controllability
-    if _device.kernels_serve(product, product.shape[-1]):
-        return _device.singular_values(product)
-    return namespace(product).linalg.svdvals(product)
+    return _device.singular_values(conjugate_transpose(factors.observability) @ factors.controllability)
 
 
 def singular_value_decomposition(factors: Factors) -> tuple[Array, Array, Array]:
     """``U, sigma, V^H`` with ``Lo^H Lc = U diag(sigma) V^H``."""
-    product = conjugate_transpose(factors.observability) @ factors.controllability
-    if _device.kernels_serve(product, product.shape[-1]):
-        return _device.svd(product)
-    U, sigma, Vh = namespace(product).linalg.svd(product, full_matrices=False)
-    return U, sigma, Vh
+    return _device.svd(conjugate_transpose(factors.observability) @ factors.controllability)
 
 
 def gramian_factors(sys: LinearSystem) -> Factors:

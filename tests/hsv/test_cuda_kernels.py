@@ -4,9 +4,11 @@ import concurrent.futures
 import contextlib
 import importlib.util
 import multiprocessing
+import subprocess
 import sys
 import types
 import warnings
+from pathlib import Path
 
 import mpmath
 import numpy as np
@@ -343,6 +345,7 @@ class TestChoice:
             arrays[4][:] = kernels._MOST_SWEEPS + 1
 
         monkeypatch.setattr(kernels, "decompositions", never)
+        monkeypatch.setattr(_device, "kernels_serve", lambda x, n: True)
         with pytest.raises(hsv.HsvError, match="did not converge"):
             _device.singular_values(np.eye(3)[None])
 
@@ -491,3 +494,12 @@ class TestPlans:
         assert asked == [("kernel", 8, 49 * 1024, kernel, 3)]
         with pytest.raises(RuntimeError, match=r"refuses 300000 bytes .* CUDA_ERROR_INVALID_VALUE"):
             plans._allow_shared_bytes(with_handle("older"), 300000)
+
+
+def test_the_benchmark_runs_without_a_gpu():
+    root = Path(hsv.__file__).parent.parent
+    run = subprocess.run(
+        [sys.executable, "-m", "asv_benchmarks.gpu", "--quick"], capture_output=True, text=True, check=True, cwd=root
+    )
+    for group in ("batch", "layer", "doubling", "decomposition"):
+        assert f"group: {group}  " in run.stdout

@@ -118,6 +118,10 @@ class TestPublicFunctions:
 
 
 class TestKernels:
+    def test_they_are_chosen(self, move):
+        assert _device.kernels_serve(move(np.eye(256)), 256)
+        assert not _device.kernels_serve(move(np.eye(3)), 257)
+
     @pytest.mark.parametrize("n", [1, 2, 7, 16, 33, 64, 100, 128, 200, 256])
     @pytest.mark.parametrize("complex_", [True, False], ids=["complex", "real"])
     def test_decomposition(self, complex_, n, move, rng):
