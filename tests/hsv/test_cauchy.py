@@ -1,3 +1,5 @@
+import tracemalloc
+
 import array_api_strict as strict
 import numpy as np
 import pytest
@@ -5,7 +7,7 @@ import torch
 
 import hsv
 from hsv import _cauchy, _kernels
-from hsv._cauchy import cauchy_factors, denominators, differences
+from hsv._cauchy import cauchy_adjoint, cauchy_factors, denominators, differences
 from hsv._kernels import _reference
 from tests.hsv.exact import diagonal_hankel_values
 from tests.hsv.test_systems import random_diagonal
@@ -161,3 +163,43 @@ def test_the_compiled_adjoint_is_the_reference(rng):
     )
     np.testing.assert_allclose(S, expected, rtol=2e-14)
     np.testing.assert_allclose(rows, expected_rows, atol=1e-13 * np.abs(expected_rows).max())
+
+
+@pytest.mark.parametrize("kind", ["logarithms", "discrete", "continuous"])
+def test_the_adjoint_on_every_library(kind, rng):
+    """By the change of ``Re tr(S^H P)`` along a direction: central differences."""
+    logs = layer(rng, 6, 2, 6.0, batch=(2,)).log_poles
+    make = {
+        "logarithms": hsv.DiagonalStateSpace.from_log_poles,
+        "discrete": lambda poles, B, C: hsv.DiagonalStateSpace(poles, B, C, dt=True),
+        "continuous": lambda poles, B, C: hsv.DiagonalStateSpace(poles, B, C, dt=0),
+    }[kind]
+    poles = np.exp(logs) if kind == "discrete" else logs
+    B, C = rng.normal(size=(2, 6, 2, 2)) @ [1, 1j], np.ones((2, 2, 6), complex)
+    S = rng.normal(size=(2, 6, 6, 2)) @ [1, 1j]
+    S = S + S.conj().swapaxes(-1, -2)
+    found = cauchy_adjoint(make(poles, B, C), S.copy())
+    d_poles, d_B = (1e-3 * rng.normal(size=(*x.shape, 2)) @ [1, 1j] for x in (poles, B))
+    d_poles = d_poles * np.abs(logs.real)
+    change = [
+        np.vdot(S, hsv.controllability_gramian(make(poles + s * d_poles, B + s * d_B, C))).real for s in (1e-3, -1e-3)
+    ]
+    slope = sum(np.vdot(g, d).real for g, d in zip(found, (d_poles, d_B), strict=True))
+    np.testing.assert_allclose(slope, (change[0] - change[1]) / 2e-3, rtol=1e-6)
+    for library in (strict, torch):
+        arrays = [library.asarray(x) for x in (poles, B, C, S)]
+        for x, expected in zip(cauchy_adjoint(make(*arrays[:3]), arrays[3]), found, strict=True):
+            np.testing.assert_allclose(np.asarray(x), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("phase", [2 * np.pi, 1e-3])
+def test_four_matrices_are_enough(phase, rng):
+    """All Hankel values of a large layer take at most four n x n arrays at a time, by either method, beyond small ones."""
+    n = 250
+    sys = layer(rng, n, 8, phase)
+    hsv.hankel_singular_values(sys)  # the compiled kernels are loaded
+    tracemalloc.start()
+    hsv.hankel_singular_values(sys)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4.25 * 16 * n**2
