@@ -139,11 +139,16 @@ def require_backend(name: str) -> Backend:
     """
     if name not in _KINDS:
         raise HsvError(f"there is no backend {name!r}; there are {', '.join(_KINDS)}")
-    backend = _describe(name, _nvidia(), probe=True)
+    backend = look_for(name)
     if not backend.available:
         remedy = f"; install it with {backend.install}" if backend.install else ""
         raise MissingBackendError(f"the backend {name} is not available: {backend.reason}{remedy}")
     return backend
+
+
+def look_for(name: str) -> Backend:
+    """Import one backend, and nothing else, and say what it finds."""
+    return _describe(name, _nvidia(), probe=True)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from hsv._array import (
     namespace,
     transpose,
 )
-from hsv._backends import backends
+from hsv._backends import look_for
 from hsv._errors import HsvError
 
 _MOST_STATES = 256
@@ -36,7 +36,7 @@ def kernels_serve(x: Array, n: int) -> bool:
     if n > _MOST_STATES or not in_cuda_memory(x):
         return False
     if _usable is None:
-        found = backends(probe=True)["numba-cuda"]
+        found = look_for("numba-cuda")
         _usable = found.available
         if not _usable:
             remedy = f"; {found.install}" if found.install else ""

@@ -324,14 +324,14 @@ class TestChoice:
 
     def test_small_ones_on_a_gpu_do(self, monkeypatch):
         monkeypatch.setattr(_device, "in_cuda_memory", lambda x: True)
-        monkeypatch.setattr(_device, "backends", lambda probe: {"numba-cuda": types.SimpleNamespace(available=True)})
+        monkeypatch.setattr(_device, "look_for", lambda name: types.SimpleNamespace(available=True))
         assert _device.kernels_serve(np.empty(3), 256)
         assert not _device.kernels_serve(np.empty(3), 257)
 
     def test_where_the_compiler_is_missing_it_is_said_once(self, monkeypatch):
         monkeypatch.setattr(_device, "in_cuda_memory", lambda x: True)
         missing = types.SimpleNamespace(available=False, reason="not installed", install="pip install X")
-        monkeypatch.setattr(_device, "backends", lambda probe: {"numba-cuda": missing})
+        monkeypatch.setattr(_device, "look_for", lambda name: missing)
         with pytest.warns(UserWarning, match=r"numba-cuda is not available \(not installed; pip install X\)"):
             assert not _device.kernels_serve(np.empty(3), 3)
         assert not _device.kernels_serve(np.empty(3), 3)
