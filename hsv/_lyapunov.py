@@ -4,8 +4,8 @@ Every solver but those by doubling (`hsv._doubling`) turns its equation into one
 walks through the columns of the solution, a whole batch in one call. LAPACK has no Schur form for batches, so that step takes one
 matrix after the other, and it runs on the host: arrays on a device are copied there and back.
 
-A real matrix gets its complex Schur form from the real one, by one rotation for each pair of eigenvalues: half the cost of a
-complex Schur decomposition, and the pairs stay exact conjugates.
+The factored solvers keep a real equation real. The others take the complex Schur form of a real matrix, made from the real one by one rotation for each
+pair of eigenvalues: half the cost of a complex Schur decomposition, and the pairs stay exact conjugates.
 """
 
 from __future__ import annotations
