@@ -258,16 +258,6 @@ class TestArrays:
         for found, expected in zip([x, L @ L.T, *rest], [P, P, P, Q, hsv.hankel_singular_values(sys)], strict=True):
             np.testing.assert_allclose(found, expected, atol=1e-11 * np.abs(expected).max())
 
-    @pytest.mark.gpu
-    @pytest.mark.parametrize("dt", [0, True])
-    def test_cuda(self, dt, rng):
-        sys = known.random_stable(rng, 64, 3, 2, dt=dt, batch=(4,))
-        there = hsv.StateSpace(*(torch.asarray(x, device="cuda") for x in (sys.A, sys.B, sys.C)), dt=dt)
-        values = hsv.hankel_singular_values(there)
-        assert values.device.type == "cuda"
-        expected = hsv.hankel_singular_values(sys)
-        np.testing.assert_allclose(to_host(values), expected, atol=1e-11 * expected.max())
-
 
 class TestStability:
     """What is asked in place of eigenvalues where these would have to leave the device."""
