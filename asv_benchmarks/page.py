@@ -36,10 +36,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--only", metavar="TEXT", default="", help="take new results only of benchmarks with this in their name"
     )
+    parser.add_argument(
+        "--note", default="", help='what a reader must know of the new results, for instance "one thread"'
+    )
     asked = parser.parse_args(arguments)
     stored = json.loads(DATA.read_text()) if DATA.exists() else {"runs": [], "benchmarks": {}}
     if not (asked.stored or asked.check):
-        stored = updated(stored, sorted(RESULTS.glob("*/*-*.json")), asked.only)
+        stored = updated(stored, sorted(RESULTS.glob("*/*-existing-*.json")), asked.only, asked.note)
     before = PAGE.read_text()
     after = page(before, stored)
     if asked.check:
@@ -55,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def updated(stored: dict[str, Any], files: list[Path], only: str = "") -> dict[str, Any]:
+def updated(stored: dict[str, Any], files: list[Path], only: str = "", note: str = "") -> dict[str, Any]:
     """Return the stored results with those of asv's files that are newer."""
     benchmarks, runs = dict(stored["benchmarks"]), list(stored["runs"])
     for path in files:
@@ -66,6 +69,7 @@ def updated(stored: dict[str, Any], files: list[Path], only: str = "") -> dict[s
             run = {
                 "commit": commit,
                 "machine": table.machine(path),
+                "note": note,
                 "python": platform.python_version(),
                 "versions": _versions(),
             }
@@ -141,9 +145,10 @@ def results(stored: dict[str, Any]) -> list[str]:
     for i, run in enumerate(stored["runs"]):
         versions = ", ".join(f"{library} {version}" for library, version in run["versions"].items())
         dates = sorted({entry["date"][:10] for entry in stored["benchmarks"].values() if entry["run"] == i})
-        lines.append(
-            f"- [{i + 1}] Commit `{run['commit']}`, {run['machine']}, {' and '.join(dates)}; Python {run['python']}, {versions}."
+        about = ", ".join(
+            x for x in (f"commit `{run['commit']}`", run["machine"], run["note"], " and ".join(dates)) if x
         )
+        lines.append(f"- [{i + 1}] {about}; Python {run['python']}, {versions}.")
     return lines
 
 

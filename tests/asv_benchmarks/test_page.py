@@ -16,8 +16,8 @@ def asv_results(folder, commit, values, started, name=NAME):
     columns = ["result", "params", "version", "started_at", "duration"]
     row = [values, [["16", "128"], ["'hsv'", "'scipy'"]], "hash", started, 1.0]
     content = {"commit_hash": commit, "result_columns": columns, "results": {name: row}}
-    (folder / f"{commit[:8]}-existing.json").write_text(json.dumps(content))
-    return folder / f"{commit[:8]}-existing.json"
+    (folder / f"{commit[:8]}-existing-py.json").write_text(json.dumps(content))
+    return folder / f"{commit[:8]}-existing-py.json"
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_the_page_of_the_documentation_is_what_its_stored_results_give(capsys):
 
 def test_results_become_tables_and_text_outside_of_the_markers_stays(elsewhere):
     asv_results(elsewhere / "results" / "vm", "a" * 40, [1e-3, 2e-3, 4e-3, 1e-3], 1_760_000_000_000)
-    assert page.main([]) == 0
+    assert page.main(["--note", "one thread"]) == 0
     text = (elsewhere / "page.md").read_text()
     assert text.startswith("By hand.\n")
     assert "\nMore.\n" in text
@@ -47,7 +47,7 @@ def test_results_become_tables_and_text_outside_of_the_markers_stays(elsewhere):
     assert ["16", "1", "2", "0.5"] in rows
     assert ["128", "4", "1", "4"] in rows
     assert [f"`{CLASS}`", "128", "4", "scipy", "1", "4"] in rows  # the glance: its largest size
-    assert "Commit `aaaaaaaa`, 2 x Some processor, Linux 6.1, 2025-10-09" in text
+    assert "commit `aaaaaaaa`, 2 x Some processor, Linux 6.1, one thread, 2025-10-09; Python 3" in text
 
 
 def test_a_page_that_was_changed_between_its_markers_fails_the_check(elsewhere, capsys):
