@@ -2,7 +2,7 @@ r"""Cauchy-like matrices :math:`g_i g_j^H / d_{ij}`, the Gramians of diagonal sy
 
 With :math:`d_{ij} = 1 - \lambda_i\bar\lambda_j` or :math:`-(\lambda_i + \bar\lambda_j)` they are numerically singular long before they are exactly so.
 Their factors come from elimination on the generators (the generalised Schur algorithm), which never forms the matrix. Many inputs make
-them well conditioned; where that is found to hold, Cholesky's method is as good and several times as fast.
+them well conditioned; where that is found to hold, Cholesky's method is as good, and faster on a library's products.
 """
 
 from __future__ import annotations
