@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hsv import _device
 from hsv._array import Array, conjugate_transpose, namespace, real, round_to, widen
 from hsv.time_varying._gramians import after_update, between, check_maps, observation_factors, reachability_factors
 
@@ -62,7 +63,7 @@ def hankel_singular_values(A: Any, B: Any, C: Any, *, layer_convention: bool = F
     reach, observe = factor_pair(widen(A), widen(B), widen(C), layer_convention)
     if layer_convention:
         reach, observe = reach[..., 1:, :, :], observe[..., 1:, :, :]
-    return round_to(namespace(B).linalg.svdvals(conjugate_transpose(observe) @ reach), real(B))
+    return round_to(_device.singular_values(conjugate_transpose(observe) @ reach), real(B))
 
 
 def factor_pair(A: Array, B: Array, C: Array, layer_convention: bool) -> tuple[Array, Array]:

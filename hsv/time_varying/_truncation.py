@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hsv import _device
 from hsv._array import Array, conjugate_transpose, device, from_host, namespace, real, round_to, to_host, widen
 from hsv._errors import OrderError, OrderWarning
 from hsv._order import ErrorBound, Rule, as_rule
@@ -131,7 +132,7 @@ def balanced_truncation(
     A, B, C = (widen(X) for X in like)
     xp = namespace(B)
     reach, observe = factor_pair(A, B, C, layer_convention)
-    U, sigma, Vh = xp.linalg.svd(conjugate_transpose(observe) @ reach, full_matrices=False)
+    U, sigma, Vh = _device.svd(conjugate_transpose(observe) @ reach)
     sigma_host = to_host(sigma)
     # What the entries of Lo^H Lc were summed from: multiples of eps of it are rounding errors.
     noise = xp.linalg.matrix_norm(conjugate_transpose(xp.abs(observe)) @ xp.abs(reach))  # (..., T + 1)
