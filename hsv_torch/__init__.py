@@ -16,6 +16,7 @@ from hsv_torch.allocation import Budget, Sizes
 from hsv_torch.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_into, load_model, save_checkpoint
 from hsv_torch.compress import compress_
 from hsv_torch.criteria import ComplexHankel, Criterion, DiagonalCriterion, RealHankel, RealPoles, SymmetricHankel
+from hsv_torch.export import StepModule, export_onnx, export_onnx_step, plain_copy
 from hsv_torch.gradients import (
     controllability_gramian,
     hankel_penalty,
@@ -93,12 +94,15 @@ __all__ = [
     "SharedBasis",
     "Sizes",
     "StateChoice",
+    "StepModule",
     "SymmetricHankel",
     "UnknownOptimizerError",
     "adapter_of",
     "compress_",
     "compressible_layers",
     "controllability_gramian",
+    "export_onnx",
+    "export_onnx_step",
     "find_adapter",
     "hankel_penalty",
     "hankel_singular_values",
@@ -108,6 +112,7 @@ __all__ = [
     "load_model",
     "observability_gramian",
     "parameter_groups",
+    "plain_copy",
     "put_parameters",
     "register_adapter",
     "registered_layer_types",
