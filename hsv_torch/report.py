@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hsv import HsvError, MissingBackendError
+from hsv import HankelSum, HsvError, MissingBackendError
 from hsv_torch.history import Event, History, LayerRecord
 
 if TYPE_CHECKING:
@@ -28,7 +28,10 @@ _LINE_STYLES = ("-", "--", ":", "-.")
 _SMALLEST_SHOWN = 1e-12  # of the largest value: below it is rounding
 _TEXT_COLOUR = "#010203"  # stands for the page's own text colour until the picture is inside the page
 
-_COLUMNS = ("attempt", "step", "layer", "states", "outcome", "error bound", "drift (at most)", "metric", "seconds")
+_COLUMNS = (
+    "attempt", "step", "layer", "states", "outcome", "sum kept", "error bound", "drift (at most)", "metric", "seconds",
+)  # fmt: skip
+_DISCARDS = (0.2, 0.1, 0.05, 0.02, 0.01, 0.001)
 
 
 def plot_spectra(history: History, ax: Axes, *, layer: str | None = None) -> Axes:
@@ -142,6 +145,65 @@ def plot_states(history: History, ax: Axes) -> Axes:
     return ax
 
 
+def plot_heat_map(history: History, ax: Axes, *, layer: str | None = None) -> Axes:
+    """Draw the Hankel singular values of one layer over the attempts as colours: how the spectrum moves while training goes on.
+
+    A row is an attempt, a column the number of the value; the colour is the logarithm of the value relative to the largest of its attempt.
+
+    Parameters and errors as for :func:`plot_spectra`; of a layer with a system for each channel the median is shown.
+    """
+    if layer is None and len(history.layers) == 1:
+        layer = history.layers[0]
+    if layer not in history.layers:
+        raise HsvError(f"`layer` must be one of {list(history.layers)}, got {layer!r}")
+    found = [(event, record) for event, record in history.records(layer) if record.hankel_singular_values is not None]
+    ax.set_xlabel("number of the value, largest first")
+    ax.set_ylabel("attempt at step")
+    if not found:
+        _say(ax, "no attempt yet")
+        return ax
+    spectra = [_spectrum(record)[1] for _, record in found]
+    table = np.full((len(spectra), max(map(len, spectra))), np.nan)
+    for row, values in zip(table, spectra, strict=True):
+        largest = np.nanmax(values) if np.isfinite(values).any() else 1.0
+        row[: len(values)] = np.log10(values / largest)
+    edges = np.arange(table.shape[1] + 1) + 0.5
+    image = ax.pcolormesh(edges, np.arange(len(found) + 1), table, cmap="viridis", rasterized=False)
+    for position, (_, record) in enumerate(found):
+        if record.order is not None and record.outcome in ("cut", "undone"):
+            ax.plot([record.order + 0.5] * 2, [position, position + 1], color="#e0662f", linewidth=2.5)
+    ax.set_yticks(np.arange(len(found)) + 0.5, [str(event.step) for event, _ in found])
+    ax.invert_yaxis()
+    ax.grid(visible=False)
+    bar = ax.figure.colorbar(image, ax=ax)
+    bar.solids.set(rasterized=False, edgecolor="face")  # a picture inside the picture would not scale
+    bar.set_label("log10 of the value, relative to the largest")
+    return ax
+
+
+def plot_drift(history: History, ax: Axes) -> Axes:
+    """Draw how far Hankel singular values moved between two attempts (points), and how far they could have (bars, by Weyl's bound)."""
+    drawn = False
+    for number, layer in enumerate(history.layers):
+        found = [(event.step, record.drift) for event, record in history.records(layer) if record.drift is not None]
+        if not found:
+            continue
+        steps = [step for step, _ in found]
+        colour = _LAYER_COLOURS[number % len(_LAYER_COLOURS)]
+        ax.vlines(steps, 0, [drift.bound for _, drift in found], color=colour, linewidth=5, alpha=0.3)
+        changes = [drift.largest_change for _, drift in found]
+        ax.plot(steps, changes, "o", color=colour, label=layer or "the model")
+        drawn = True
+    ax.set_xlabel("optimizer steps")
+    ax.set_ylabel("change of a Hankel singular value (gain)")
+    if drawn:
+        ax.set_ylim(bottom=0)
+        ax.legend(fontsize="small")
+    else:
+        _say(ax, "no two attempts to compare")
+    return ax
+
+
 def events_table(history: History) -> Table:
     """Everything that was attempted, as a table for ``rich.print``: refusals and undone cuts included.
 
@@ -158,7 +220,8 @@ def events_table(history: History) -> Table:
         raise MissingBackendError(
             "events_table needs the package rich, which is not installed: pip install rich"
         ) from error
-    shown = [_COLUMNS.index(column) for column in _COLUMNS if not column.startswith("drift")]  # fits into 80 columns
+    left_out = ("drift (at most)", "sum kept")
+    shown = [_COLUMNS.index(column) for column in _COLUMNS if column not in left_out]  # fits into 80 columns
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -210,7 +273,7 @@ def to_html(history: History, *, title: str = "Compression while training") -> s
         _picture(lambda ax: plot_states(history, ax), "States of each layer over the optimizer steps", "states"),
         "<h2>Hankel singular values</h2>",
         "<p>One curve for each attempt, of the layer before it. Thick: what the rule keeps. A cross ends a cut that was "
-        "undone; a curve without a thick part was left as it was.</p>",
+        "undone; a curve without a thick part was left as it was. Below it the same as colours, with the cut as a line.</p>",
         *(
             f"<p>{escape(name)}: {escape(text)}. The curve is the median over the channels, their range is shaded.</p>"
             for name, text in _batch_remarks(history).items()
@@ -226,7 +289,23 @@ def to_html(history: History, *, title: str = "Compression while training") -> s
                 f"spectra{number}",
             )
         )
+        parts.append(
+            _picture(
+                lambda ax, layer=layer: plot_heat_map(history, ax, layer=layer),
+                f"Hankel singular values of {name} over the attempts, as colours",
+                f"heat{number}",
+            )
+        )
+    discards = _discard_cells(history)
+    if discards:
+        parts += [
+            "<h2>With another tau</h2>",
+            "<p>How many values each attempt would have kept, had it been allowed to discard this share of their sum.</p>",
+            _html_table(("attempt", "step", "layer", "values", *map(str, _DISCARDS)), discards),
+        ]
     parts += [
+        "<h2>Drift</h2>",
+        _picture(lambda ax: plot_drift(history, ax), "Change of the Hankel singular values between attempts", "drift"),
         "<h2>Attempts</h2>",
         "<p>Drift is the largest change of a Hankel singular value since the attempt before, and the Hankel norm of the "
         "difference of the two systems, which no change exceeds.</p>",
@@ -371,11 +450,34 @@ def _cells(event: Event, record: LayerRecord) -> tuple[str, ...]:
         record.layer or "the model",
         str(record.n_states_before) + (f" → {chosen}" if chosen is not None else ""),
         record.outcome + (" (not yet decided)" if event.pending and record.outcome == "cut" else ""),
+        _share_kept(record),
         "" if record.error_bound is None else f"{record.error_bound:.3g}",
         "" if drift is None else f"{drift.largest_change:.2g} ({drift.bound:.2g})",
         " → ".join(metrics),
         f"{event.seconds:.3f}",
     )
+
+
+def _share_kept(record: LayerRecord) -> str:
+    """The share of the Hankel sum that a cut keeps, or would have kept; the least one of a layer with many systems."""
+    values, order = record.hankel_singular_values, record.order
+    if values is None or order is None or record.outcome == "unchanged":
+        return ""
+    sums = np.atleast_2d(values).sum(axis=-1)
+    kept = np.atleast_2d(values)[:, :order].sum(axis=-1)[sums > 0] / sums[sums > 0]
+    return f"{kept.min():.1%}" if kept.size else ""
+
+
+def _discard_cells(history: History) -> list[tuple[str, ...]]:
+    """What every attempt would have kept with another tau."""
+    rows = []
+    for event, record in _rows(history):
+        values = record.hankel_singular_values
+        if values is not None and values.size:
+            kept = (int(HankelSum(discard=tau).choose(values).max()) for tau in _DISCARDS)
+            name = record.layer or "the model"
+            rows.append((str(event.attempt), str(event.step), name, str(values.shape[-1]), *map(str, kept)))
+    return rows
 
 
 def _batch_remarks(history: History) -> dict[str, str]:

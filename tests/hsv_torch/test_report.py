@@ -13,7 +13,16 @@ from matplotlib.figure import Figure
 import hsv
 import hsv_torch
 from hsv_torch.history import Drift, Event, History, LayerRecord
-from hsv_torch.report import events_table, figure_to_svg, plot_spectra, plot_states, to_html, write_html
+from hsv_torch.report import (
+    events_table,
+    figure_to_svg,
+    plot_drift,
+    plot_heat_map,
+    plot_spectra,
+    plot_states,
+    to_html,
+    write_html,
+)
 
 
 def record(layer, outcome, before, chosen, *, reason=None, drift=None, spectrum=True, order=None):
@@ -163,6 +172,41 @@ class TestPictures:
         assert not ids & set(re.findall(r'id="([^"]*)"', draw("b")))
         used = set(re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', draw("a")))
         assert {a or b for a, b in used} <= ids
+
+
+class TestFurtherPictures:
+    def test_heat_map(self, history):
+        ax = plot_heat_map(history, Figure().add_subplot(), layer="blocks.0")
+        table = ax.collections[0].get_array()
+        np.testing.assert_allclose(table[0], np.linspace(0, -4, 32), atol=1e-12)
+        np.testing.assert_allclose(table[1][:20], np.linspace(0, -4, 20), atol=1e-12)
+        assert np.ma.getmaskarray(np.ma.masked_invalid(table))[1, 20:].all()
+        assert [float(line.get_xdata()[0]) for line in ax.lines] == [20.5, 8.5, 10.5]
+        assert [label.get_text() for label in ax.get_yticklabels()] == ["25", "50", "75"]
+
+    def test_heat_map_of_silence_and_of_nothing(self):
+        silent = record("a", "unchanged", 3, 3)
+        silent = dataclasses.replace(silent, hankel_singular_values=np.zeros(3))
+        plot_heat_map(History({"a": 3}, (Event(1, 5, (silent,), 0.0),), 10, 5), Figure().add_subplot())
+        ax = plot_heat_map(History({"a": 3}, (), 10, 5), Figure().add_subplot())
+        assert ax.texts[0].get_text() == "no attempt yet"
+        with pytest.raises(hsv.HsvError, match=r"`layer` must be one of \['a'\]"):
+            plot_heat_map(History({"a": 3}, (), 10, 5), Figure().add_subplot(), layer="b")
+
+    def test_drift(self, history):
+        ax = plot_drift(history, Figure().add_subplot())
+        assert list(ax.lines[0].get_xydata()[0]) == [50, 0.3]
+        assert ax.collections[0].get_segments()[0][1].tolist() == [50, 0.7]
+        empty = plot_drift(History({"a": 3}, (), 10, 5), Figure().add_subplot())
+        assert empty.texts[0].get_text() == "no two attempts to compare"
+
+    def test_the_page_tells_what_another_tau_would_have_kept(self, history):
+        page = to_html(history)
+        sigma = np.logspace(1, -3, 32)
+        kept = [str(int(hsv.HankelSum(discard=tau).choose(sigma))) for tau in (0.2, 0.1, 0.05, 0.02, 0.01, 0.001)]
+        row = "".join(f"<td>{cell}</td>" for cell in ("1", "25", "blocks.0", "32", *kept))
+        assert row in page
+        assert f"<td>{sigma[:20].sum() / sigma.sum():.1%}</td>" in page
 
 
 class Checker(HTMLParser):
