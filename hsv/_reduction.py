@@ -24,6 +24,7 @@ from hsv._array import (
     to_host,
     widen,
 )
+from hsv._blas import product
 from hsv._doubling import is_stable
 from hsv._errors import HsvError, OrderError, OrderWarning
 from hsv._hankel import Factors, from_real_coordinates, gramian_factors, singular_value_decomposition
@@ -227,7 +228,12 @@ def _orthonormal_bases(observe: Array, control: Array, sigma: Array, keep: Array
 def _truncate_small(sys: LinearSystem, rule: Rule) -> Reduction:
     """:func:`balanced_truncation` of systems that the compiled pipeline takes."""
     single = dtype_name(sys.B) in ("float32", "complex64")
-    small = _small_systems.truncate(sys, lambda sigma: choose_orders(rule, sigma, stacklevel=7), single)
+    small = _small_systems.truncate(
+        sys,
+        lambda sigma: np.minimum(rule.choose(sigma), numerical_rank(sigma)),
+        lambda sigma: choose_orders(rule, sigma, stacklevel=7),
+        single,
+    )
     batch = sys.batch_shape
     left, right, A, B, C = (
         from_host(x.reshape(*batch, *x.shape[1:]), sys.B) for x in (small.left, small.right, small.A, small.B, small.C)
@@ -269,10 +275,10 @@ def _truncate(sys: LinearSystem, rule: Rule, bases: _Bases) -> Reduction:
     if small:
         observe, control = all_observe[..., :r], all_control[..., :r]
     else:
-        observe = factors.observability @ U[..., :, :r]
-        control = factors.controllability @ conjugate_transpose(Vh[..., :r, :])
+        observe = product(factors.observability, U[..., :, :r])
+        control = product(factors.controllability, conjugate_transpose(Vh[..., :r, :]))
         if factors.left is not None:
-            observe, control = factors.left @ observe, factors.right @ control
+            observe, control = product(factors.left, observe), product(factors.right, control)
     left, right = bases(observe, control, sigma[..., :r], keep)
     left = make_biorthogonal(left, right, keep)
 
@@ -375,9 +381,9 @@ def make_biorthogonal(left: Array, right: Array, keep: Array) -> Array:
     """Remove the rounding errors of ``left^H right``, which grow like ``eps sigma_1 / sigma_r``, by one small solve."""
     xp = namespace(left)
     r = left.shape[-1]
-    gram = conjugate_transpose(left) @ right
+    gram = product(conjugate_transpose(left), right)
     padding = xp.astype(xp.eye(r, dtype=keep.dtype, device=device(keep)) * (1 - keep)[..., None, :], gram.dtype)
-    return left @ conjugate_transpose(xp.linalg.inv(gram + padding))
+    return product(left, conjugate_transpose(xp.linalg.inv(gram + padding)))
 
 
 def _project(sys: LinearSystem, left: Array, right: Array, keep: Array) -> StateSpace:
@@ -389,11 +395,11 @@ def _project(sys: LinearSystem, left: Array, right: Array, keep: Array) -> State
         image = widen(sys.poles())[..., :, None] * right
     else:
         assert isinstance(sys, StateSpace)
-        image = widen(sys.A) @ right
-    A = left_h @ image
+        image = product(widen(sys.A), right)
+    A = product(left_h, image)
     if not sys.is_discrete:  # padding at 0 would be an integrator, with an infinite gain at w = 0
         A = A - (1 - keep)[..., None, :] * eye(left.shape[-1], A)
-    A, B, C = (round_to(x, sys.B) for x in (A, left_h @ B, C @ right))
+    A, B, C = (round_to(x, sys.B) for x in (A, product(left_h, B), product(C, right)))
     return StateSpace(A, B, C, sys.D, dt=sys.dt)
 
 

@@ -23,7 +23,7 @@ _MOST_PORTS = (
     8  # inputs or outputs; above, a matrix product of a library is faster than the elimination on many generators
 )
 _BLOCK = 2**21  # numbers of input that are copied at a time, 16 MiB
-_BASES = 2**23  # numbers of each basis that are held at a time, 64 MiB
+_BASES = 2**20  # numbers of each basis that are held at a time, 8 MiB
 _NOTHING = np.empty((0, 0, 0, 0))
 _WIDEST = 1e100  # continuous poles must lie within this factor of 1, so that squares of their sums neither vanish nor overflow
 _MOST_PHASE = 1e6  # radians that the reduction of a phase in twice the working precision allows
@@ -63,8 +63,9 @@ def balancing_bases(sys: LinearSystem) -> tuple[Array, Array, Array]:
     assert isinstance(sys, DiagonalStateSpace)
     require_stable(sys)
     n, count = sys.n_states, math.prod(sys.batch_shape)
-    values = np.empty((count, n))
-    bases = _bases(sys, count, next(_blocks(sys, count))[2], values)
+    values, bases = np.empty((count, n)), np.empty((2, count, n, n, 2 if is_complex(sys.B) else 1))
+    for begin, end, arrays in _blocks(sys):
+        _run(sys, arrays, True, values[begin:end], *bases[:, begin:end])
     shaped = (x.reshape(*sys.batch_shape, *x.shape[1:]) for x in (values, *map(_numbers, bases)))
     sigma, left, right = (from_host(x, sys.B) for x in shaped)
     return sigma, left, right
@@ -84,77 +85,72 @@ class Truncation(NamedTuple):
 
 
 def truncate(
-    sys: LinearSystem, choose: Callable[[np.ndarray], tuple[np.ndarray, tuple[str, ...]]], single: bool
+    sys: LinearSystem,
+    guess: Callable[[np.ndarray], np.ndarray],
+    choose: Callable[[np.ndarray], tuple[np.ndarray, tuple[str, ...]]],
+    single: bool,
 ) -> Truncation:
-    """Balanced truncation to the orders that a function chooses from all Hankel singular values; `single` rounds the matrices to single precision."""
+    """Balanced truncation to the orders that a function chooses from all Hankel singular values; `single` rounds the matrices to single precision.
+
+    Only two small buffers of bases are held, for fresh memory is dear where threads write to it. So a block is projected before the values of the
+    next one are known, to orders that are a `guess` from its values alone. Where the choice from all values is another one, all is done once more.
+    """
     assert isinstance(sys, DiagonalStateSpace)
     require_stable(sys)
-    n, m, p = sys.n_states, sys.n_inputs, sys.n_outputs
-    count = math.prod(sys.batch_shape)
+    values = np.empty((math.prod(sys.batch_shape), sys.n_states))
+    guessed, results = _truncate_blocks(sys, values, lambda part: guess(values[part]), single)
+    orders, notes = choose(values.reshape(*sys.batch_shape, sys.n_states))
+    flat = np.ascontiguousarray(orders.reshape(-1))
+    if not np.array_equal(flat, guessed):
+        _, results = _truncate_blocks(sys, values, lambda part: flat[part], single)
+    return Truncation(values, orders, notes, *results)
+
+
+def _truncate_blocks(
+    sys: DiagonalStateSpace, values: np.ndarray, orders_of: Callable[[slice], np.ndarray], single: bool
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Write the values, and return the orders and ``left``, ``right``, ``A``, ``B``, ``C`` with as many columns as the largest order has."""
+    count, n = values.shape
     planes = 2 if is_complex(sys.B) else 1
     block = max(1, _BASES // (n * n * planes))
-    values = np.empty((count, n))
-    bases: tuple[np.ndarray, ...] = ()
-    if count > block:  # the bases of all systems are too many numbers: the values first
-        for begin, end, arrays in _blocks(sys):
-            _run(sys, arrays, True, values[begin:end])
-    else:
-        bases = _bases(sys, count, next(_blocks(sys, count))[2], values)
-    orders, notes = choose(values.reshape(*sys.batch_shape, n))
-    flat_orders = np.ascontiguousarray(orders.reshape(-1))
-    r = max(int(orders.max(initial=1)), 1)
+    bases = np.empty((2, min(block, count), n, n, planes))
     kind = np.dtype({(1, False): "f8", (2, False): "c16", (1, True): "f4", (2, True): "c8"}[planes, single])
-    left, right = np.empty((count, n, r), kind), np.empty((count, n, r), kind)
-    A, B, C = np.empty((count, r, r), kind), np.empty((count, r, m), kind), np.empty((count, p, r), kind)
+    orders, r = np.empty(count, np.int64), 0
+    results: list[np.ndarray] = []
     for begin, end, arrays in _blocks(sys, block):
-        if count > block:
-            bases = _bases(sys, end - begin, arrays, np.empty((end - begin, n)))
         part = slice(begin, end)
-        results = _project(sys, bases, arrays, values[part], flat_orders[part], r)
-        for target, result in zip((left, right, A, B, C), results, strict=True):
-            target[part] = result
-    return Truncation(values, orders, notes, left, right, A, B, C)
+        left, right = bases[:, : end - begin]
+        _run(sys, arrays, True, values[part], left, right)
+        orders[part] = orders_of(part)
+        needed = max(int(orders[part].max(initial=1)), r)
+        if needed > r:
+            results, r = _with_columns(sys, results, begin, r, needed, kind), needed
+        poles, _, B, C = arrays
+        _threads.run(
+            _kernels.project,
+            end - begin,
+            sys.is_discrete,
+            *map(_numbers, (poles, B, C)),
+            values[part],
+            orders[part],
+            *map(_numbers, (left, right)),
+            *(x[part] for x in results),
+            operations=(end - begin) * 4.0 * n * r * r,
+        )
+    return orders, results
 
 
-def _bases(
-    sys: DiagonalStateSpace, count: int, arrays: tuple[np.ndarray, ...], values: np.ndarray
-) -> tuple[np.ndarray, ...]:
-    """``Lo U`` and ``Lc V`` of a block of systems."""
-    n, planes = sys.n_states, arrays[0].shape[-1]
-    left, right = np.empty((count, n, n, planes)), np.empty((count, n, n, planes))
-    _run(sys, arrays, True, values, left, right)
-    return left, right
-
-
-def _project(
-    sys: DiagonalStateSpace,
-    bases: tuple[np.ndarray, ...],
-    arrays: tuple[np.ndarray, ...],
-    values: np.ndarray,
-    orders: np.ndarray,
-    r: int,
-) -> tuple[np.ndarray, ...]:
-    """Both projections to `r` columns and the reduced matrices."""
-    left, right = (np.ascontiguousarray(_numbers(x)[..., :r]) for x in bases)
-    poles, _, B, C = arrays
-    poles, B, C = (_numbers(x) for x in (poles, B, C))
-    count, n, m = B.shape
-    reduced = [np.empty(shape, B.dtype) for shape in ((count, r, r), (count, r, m), (count, C.shape[1], r))]
-    _threads.run(
-        _kernels.project,
-        count,
-        sys.is_discrete,
-        poles,
-        B,
-        C,
-        values,
-        orders,
-        left,
-        right,
-        *reduced,
-        operations=count * 4.0 * n * r * r,
-    )
-    return (left, right, *reduced)
+def _with_columns(
+    sys: DiagonalStateSpace, results: list[np.ndarray], done: int, old: int, r: int, kind: np.dtype
+) -> list[np.ndarray]:
+    """Arrays for ``left``, ``right``, ``A``, ``B``, ``C`` of `r` columns, in which the results of the first systems stand, of fewer columns, with padding."""
+    count, n, m, p = math.prod(sys.batch_shape), sys.n_states, sys.n_inputs, sys.n_outputs
+    wider = [np.zeros((count, *shape), kind) for shape in ((n, r), (n, r), (r, r), (r, m), (p, r))]
+    for x, y in zip(wider, results, strict=False):
+        x[tuple(slice(size) for size in (done, *y.shape[1:]))] = y[:done]
+    if not sys.is_discrete:  # padding at 0 would be an integrator
+        wider[2][:done, range(old, r), range(old, r)] = -1.0
+    return wider
 
 
 def certainly_stable(A: np.ndarray, discrete: bool) -> bool:

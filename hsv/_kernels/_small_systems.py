@@ -1189,6 +1189,8 @@ def project(
     C: Numbers,
     values: RealArray,
     orders: NDArray[np.int64],
+    left_bases: Numbers,
+    right_bases: Numbers,
     left: Numbers,
     right: Numbers,
     A_r: Numbers,
@@ -1197,22 +1199,21 @@ def project(
 ) -> None:
     """See `hsv._kernels._small_systems_reference.project`."""
     n, m, p, most = poles.shape[1], B.shape[2], C.shape[1], A_r.shape[1]
-    gram, dual = np.empty((most, most), B.dtype), np.empty((most, n), B.dtype)
-    row = np.empty(most, B.dtype)
+    gram, dual, basis = np.empty((most, most), B.dtype), np.empty((most, n), B.dtype), np.empty((n, most), B.dtype)
+    row, ports = np.empty(most, B.dtype), np.empty(m, B.dtype)
     for s in range(first, last):
         r = orders[s]
-        for k in range(most):
-            scale = 1.0 / math.sqrt(values[s, k]) if k < r else 0.0
+        for k in range(r):
+            scale = 1.0 / math.sqrt(values[s, k])
             for i in range(n):
-                left[s, i, k] *= scale
-                right[s, i, k] *= scale
-                dual[k, i] = np.conj(left[s, i, k])
+                basis[i, k] = right_bases[s, i, k] * scale
+                dual[k, i] = np.conj(left_bases[s, i, k] * scale)
         for k in range(r):
             row[:] = 0.0
             for i in range(n):
                 x = dual[k, i]
                 for j in range(r):
-                    row[j] += x * right[s, i, j]
+                    row[j] += x * basis[i, j]
             gram[k, :r] = row[:r]
         # gram^-1 left^H, by elimination with partial pivoting: it differs from the identity by rounding errors alone
         for k in range(r):
@@ -1233,25 +1234,25 @@ def project(
                     gram[j, i] -= x * gram[k, i]
                 for i in range(n):
                     dual[j, i] -= x * dual[k, i]
-        A_r[s], B_r[s], C_r[s] = 0.0, 0.0, 0.0
+        left[s], right[s], A_r[s], B_r[s], C_r[s] = 0.0, 0.0, 0.0, 0.0, 0.0
         for k in range(r):
             x = 1.0 / gram[k, k]
-            row[:] = 0.0
+            row[:], ports[:] = 0.0, 0.0
             for i in range(n):
                 y = dual[k, i] * x
-                left[s, i, k] = np.conj(y)
+                left[s, i, k], right[s, i, k] = np.conj(y), basis[i, k]
                 for c in range(m):
-                    B_r[s, k, c] += y * B[s, i, c]
+                    ports[c] += y * B[s, i, c]
                 y *= poles[s, i]
                 for j in range(r):
-                    row[j] += y * right[s, i, j]
-            A_r[s, k, :r] = row[:r]
+                    row[j] += y * basis[i, j]
+            A_r[s, k, :r], B_r[s, k] = row[:r], ports
         for c in range(p):
             row[:] = 0.0
             for i in range(n):
                 x = C[s, c, i]
                 for j in range(r):
-                    row[j] += x * right[s, i, j]
+                    row[j] += x * basis[i, j]
             C_r[s, c, :r] = row[:r]
         if not discrete:  # padding at 0 would be an integrator
             for k in range(r, most):

@@ -76,26 +76,32 @@ def project(
     C: Numbers,
     values: RealArray,
     orders: NDArray[np.int64],
+    left_bases: Numbers,
+    right_bases: Numbers,
     left: Numbers,
     right: Numbers,
     A_r: Numbers,
     B_r: Numbers,
     C_r: Numbers,
 ) -> None:
-    """Scale bases ``(batch, n, r)`` in place to ``left^H right = I`` in their first `orders` columns, zero in the others, and reduce the systems.
+    """Scale the first `orders` columns of bases ``(batch, n, n)`` to ``left^H right = I``, zero in the others of ``(batch, n, r)``, and reduce the systems.
 
-    Here arrays are real or complex, without planes. The padding of ``A_r`` is zero, or -1 on the diagonal in continuous time.
+    Here arrays are real or complex, without planes, and results may be in single precision. The padding of ``A_r`` is zero, or -1 on the diagonal in continuous time.
     """
     for s in range(first, last):
         r, most = orders[s], A_r.shape[-1]
-        scale = np.where(np.arange(most) < r, np.maximum(values[s, :most], np.finfo(float).tiny) ** -0.5, 0.0)
-        left[s] *= scale
-        right[s] *= scale
-        keep = slice(0, r)
-        gram = left[s, :, keep].conj().T @ right[s, :, keep]
-        left[s, :, keep] = np.linalg.solve(gram, left[s, :, keep].conj().T).conj().T
-        A_r[s] = left[s].conj().T @ (poles[s][:, None] * right[s])
-        B_r[s], C_r[s] = left[s].conj().T @ B[s], C[s] @ right[s]
+        scale = 1.0 / np.sqrt(values[s, :r])
+        basis, y = left_bases[s, :, :r] * scale, right_bases[s, :, :r] * scale
+        x = np.linalg.solve(basis.conj().T @ y, basis.conj().T).conj().T
+        for target, result in (
+            (left, x),
+            (right, y),
+            (A_r, x.conj().T @ (poles[s][:, None] * y)),
+            (B_r, x.conj().T @ B[s]),
+            (C_r, C[s] @ y),
+        ):
+            target[s] = 0.0
+            target[s][tuple(slice(size) for size in result.shape)] = result
         if not discrete:
             A_r[s] -= np.diag(np.arange(most) >= r)
 

@@ -101,17 +101,19 @@ def test_values_and_bases(dt, complex_, batch, n, m, p, rng):
 @pytest.mark.parametrize("complex_", [True, False])
 @pytest.mark.parametrize("discrete", [True, False])
 def test_project(discrete, complex_, batch, n, m, p, r, rng):
-    shapes = (batch, n), (batch, n, m), (batch, p, n), (batch, n, r), (batch, n, r)
+    shapes = (batch, n), (batch, n, m), (batch, p, n), (batch, n, n), (batch, n, n)
     poles, B, C, left, right = (random_numbers(rng, shape, complex_) for shape in shapes)
     right = right + left  # not far from biorthogonal
     values = -np.sort(-rng.uniform(0.1, 1.0, (batch, n)), axis=-1)
     orders = rng.integers(0, r + 1, batch)
     results = []
     for module in (fast, plain):
-        bases = left.copy(), right.copy()
-        reduced = [np.full(s, np.nan, B.dtype) for s in ((batch, r, r), (batch, r, m), (batch, p, r))]
-        module.project(0, batch, discrete, poles, B, C, values, orders, *bases, *reduced)
-        results.append((*bases, *reduced))
+        reduced = [
+            np.full(s, np.nan, B.dtype)
+            for s in ((batch, n, r), (batch, n, r), (batch, r, r), (batch, r, m), (batch, p, r))
+        ]
+        module.project(0, batch, discrete, poles, B, C, values, orders, left, right, *reduced)
+        results.append(reduced)
     for x, y in zip(*results, strict=True):
         # random matrices are not always well-conditioned
         np.testing.assert_allclose(x, y, rtol=0, atol=tolerance(float, factor=1e5) * np.abs(y).max(initial=1.0))
@@ -200,6 +202,32 @@ def test_results_depend_on_the_system_alone_bit_for_bit(complex_, n, m, rng, mon
     monkeypatch.setattr(_small_systems, "_BASES", 11 * n * n)
     for x, y in zip(whole, results(slice(None)), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+class SameForAll(hsv.Threshold):
+    """A rule that looks at all systems of a batch: every system gets the largest order."""
+
+    def choose(self, sigma):
+        return np.broadcast_to(super().choose(sigma).max(initial=0), sigma.shape[:-1])
+
+
+@pytest.mark.parametrize("dt", [0, True])
+@pytest.mark.parametrize("rule", [hsv.Threshold(1e-2), SameForAll(1e-2)])
+def test_orders_that_grow_from_block_to_block(rule, dt, rng, monkeypatch):
+    """Results get more columns on the way; a rule that looks at all systems at once gets what it asks for."""
+    sys = random_system(rng, 23, 9, 2, 1, complex_=False, dt=dt)
+    orders = hsv.Threshold(1e-2).choose(hsv.hankel_singular_values(sys))
+    assert len(set(orders)) > 2
+    order = np.argsort(orders, kind="stable")
+    sys = hsv.DiagonalStateSpace(sys.poles()[order], sys.B[order], sys.C[order], dt=dt)
+    whole = hsv.balanced_truncation(sys, rule)
+    monkeypatch.setattr(_small_systems, "_BASES", 5 * 81)
+    parts = hsv.balanced_truncation(sys, rule)
+    np.testing.assert_array_equal(parts.orders, rule.choose(whole.hankel_singular_values))
+    for name in ("orders", "hankel_singular_values", "error_bound", "left", "right"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+    for name in "ABC":
+        np.testing.assert_array_equal(getattr(parts.system, name), getattr(whole.system, name))
 
 
 @pytest.mark.parametrize("dt", [0, True])
