@@ -11,7 +11,6 @@ from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 from typing_extensions import override
@@ -609,6 +608,8 @@ def export_onnx(
     >>> layer = hsv_torch.LRU(d_model=3, n_states=5)
     >>> hsv_torch.export_onnx(layer, "layer.onnx")  # doctest: +SKIP
     """
+    from torch.export import Dim
+
     plain = plain_copy(model)
     if example is None:
         example = _example(model, length=2)
@@ -657,6 +658,8 @@ def export_onnx_step(
     >>> hsv_torch.export_onnx_step(layer, "layer.onnx")  # doctest: +SKIP
     {'window': (8, 3), 'state': (8, 8)}
     """
+    from torch.export import Dim
+
     module = StepModule(plain_copy(model))
     if example is None:
         example = _example(model, length=None)
