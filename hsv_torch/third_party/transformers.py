@@ -2,7 +2,7 @@
 
 Everything of a mixer goes on working after a cut, generation with its cache too: the cache takes the size of each layer's state from the state
 itself. ``config.state_size`` is one number for the whole model and is left alone. ``from_pretrained`` builds all layers with it; where all layers
-have been cut to one size, set it to that size before ``save_pretrained``, and for layers of different sizes use
+have been cut to one size, :func:`update_config` sets it to that size before ``save_pretrained``, and for layers of different sizes use
 :func:`hsv_torch.save_checkpoint` and :func:`hsv_torch.load_into`.
 
 A mixer has no room for transforms. :class:`hsv_torch.Mamba` and :class:`hsv_torch.Mamba2` have, and take the weights of a ``MambaMixer`` and of a ``Mamba2Mixer`` with ``load_state_dict``.
@@ -27,11 +27,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
+from hsv import HsvError
 from hsv_torch._errors import CutRefusedError
-from hsv_torch.adapters import register_adapter
+from hsv_torch.adapters import adapter_of, compressible_layers, register_adapter
 from hsv_torch.layers._mamba2 import Mamba2Parts, Mamba2Sizes, mamba2_parts
 from hsv_torch.layers._selective import Normalise, Quantities, quantities, unchanged
 from hsv_torch.linear_attention import LinearAttentionAdapter, Mamba2View
@@ -146,6 +147,60 @@ class Mamba2MixerAdapter(LinearAttentionAdapter):
     @override
     def view(self, layer: Any) -> Mamba2MixerView:
         return Mamba2MixerView(layer)
+
+
+_MIXERS = (modeling_mamba.MambaMixer, modeling_falcon_mamba.FalconMambaMixer, modeling_mamba2.Mamba2Mixer)
+
+
+def update_config(model: nn.Module) -> int:
+    """Set ``model.config.state_size`` to the number of states that all of its mixers have, so that ``save_pretrained`` writes what ``from_pretrained`` can load.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Its configuration is changed in place.
+
+    Returns
+    -------
+    int
+        The number of states.
+
+    Raises
+    ------
+    hsv.HsvError
+        The model has no mixers, they have different sizes, or a layer is none of transformers' own. Nothing is changed then.
+
+    Examples
+    --------
+    >>> import torch, transformers, hsv, hsv_torch
+    >>> from hsv_torch.third_party.transformers import update_config
+    >>> config = transformers.MambaConfig(vocab_size=9, hidden_size=8, state_size=6, num_hidden_layers=2)
+    >>> model = transformers.MambaForCausalLM(config)
+    >>> report = hsv_torch.compress_(
+    ...     model, hsv.HankelSum(keep=0.5), sizes=hsv_torch.Sizes(uniform=True), calibration=torch.randint(9, (16, 32))
+    ... )
+    >>> update_config(model) == model.config.state_size == model.backbone.layers[0].mixer.ssm_state_size
+    True
+    """
+    layers = compressible_layers(model)
+    config = getattr(model, "config", None)
+    if not layers or not hasattr(config, "state_size"):
+        raise HsvError(
+            f"a {type(model).__qualname__} has no state-space layers or no `config.state_size`: give the model that you would call `save_pretrained` of"
+        )
+    foreign = [name for name, layer in layers.items() if type(layer) not in _MIXERS]
+    if foreign:
+        raise HsvError(
+            f"the layers {foreign} are no mixers of transformers, and `from_pretrained` would not build them: use hsv_torch.save_checkpoint and load_into"
+        )
+    sizes = {name: adapter_of(layer).n_states(layer) for name, layer in layers.items()}
+    if len(set(sizes.values())) > 1:
+        raise HsvError(
+            f"`config.state_size` is one number for all layers, and theirs are {sizes}: cut with sizes=hsv_torch.Sizes(uniform=True), or use "
+            "hsv_torch.save_checkpoint and load_into, which keep a size for each layer"
+        )
+    config.state_size = next(iter(sizes.values()))  # type: ignore[union-attr]
+    return next(iter(sizes.values()))
 
 
 def _whole_sequences(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
