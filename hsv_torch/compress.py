@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -20,7 +21,7 @@ from hsv_torch.allocation import Budget, Sizes, levels, share_out
 from hsv_torch.calibration import Forward, check_calibration, in_layer, observe
 from hsv_torch.criteria import Criterion, DiagonalCriterion
 from hsv_torch.history import CompressionReport, LayerRecord
-from hsv_torch.optimizer import Moments, carry_moments, check_optimizer, replace_parameters
+from hsv_torch.optimizer import Moments, carry_gradients, carry_moments, check_optimizer, replace_parameters
 from hsv_torch.snapshot import Placement, without_trace
 
 
@@ -31,6 +32,23 @@ class PlannedCut:
     layer: nn.Module
     adapter: LayerAdapter
     cut: Cut
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The model inside what ``torch.compile`` returned, with the names that its layers have there; any other model as it is."""
+    while isinstance(model, nn.Module) and (inside := model._modules.get("_orig_mod")) is not None:
+        model = inside
+    return model
+
+
+@contextlib.contextmanager
+def without_autocast(model: nn.Module) -> Iterator[None]:
+    """Compute what is inside in the precision of its numbers, also where the caller is under autocast."""
+    with contextlib.ExitStack() as stack:
+        for kind in {"cpu", *(parameter.device.type for parameter in model.parameters())}:
+            if torch.amp.is_autocast_available(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def chosen_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict[str, nn.Module]:
@@ -179,6 +197,7 @@ def _apply_one(
             f"{type(plan.adapter).__qualname__}.apply left {found} states where its own plan has {plan.cut.n_states_after}"
         )
     replace_parameters(model, {old: new for old, new in replaced.values() if old is not None})
+    carry_gradients(plan.adapter, plan.cut, replaced)
     if optimizer is not None:
         carry_moments(optimizer, plan.adapter, plan.cut, replaced, moments)
     return replaced
@@ -205,7 +224,8 @@ def compress_(
     Parameters
     ----------
     model
-        Any model with layers that an adapter serves; a layer that stands in several places is cut once.
+        Any model with layers that an adapter serves; a layer that stands in several places is cut once. Of a ``torch.compile``
+        the model inside is cut; its next call compiles it anew, once.
     rule
         Chooses the number of states of each layer on its own: ``hsv.HankelSum(discard=0.1)``, ``hsv.ErrorBound(0.01)``,
         ...; an int means ``hsv.Order``. Or a :class:`hsv_torch.Budget` for all layers together.
@@ -251,19 +271,21 @@ def compress_(
     8
     """
     started = time.perf_counter()
+    model = uncompiled(model)
     chosen = chosen_layers(model, layers)
     criteria = chosen_criteria(chosen, criterion)
     check_calibration(chosen, calibration, forward)
     checked, allowed = checked_rule(rule), checked_sizes(sizes, chosen)
     if optimizer is not None:
         check_optimizer(optimizer, recurrent_parameters(chosen), moments)
-    observations = observe(model, chosen, criteria, calibration, forward)
     plans: dict[str, PlannedCut] = {}
-    for name, plan in Planner(model, chosen, criteria, observations, allowed).cuts(checked).items():
-        if isinstance(plan, HsvError):
-            raise in_layer(name, plan) from plan
-        plans[name] = PlannedCut(chosen[name], adapter_of(chosen[name]), plan)
-    replaced = apply_cuts(model, plans, optimizer=optimizer, moments=moments)
+    with without_autocast(model):
+        observations = observe(model, chosen, criteria, calibration, forward)
+        for name, plan in Planner(model, chosen, criteria, observations, allowed).cuts(checked).items():
+            if isinstance(plan, HsvError):
+                raise in_layer(name, plan) from plan
+            plans[name] = PlannedCut(chosen[name], adapter_of(chosen[name]), plan)
+        replaced = apply_cuts(model, plans, optimizer=optimizer, moments=moments)
     return CompressionReport(
         layers=tuple(cut_record(name, plan.cut) for name, plan in plans.items()),
         seconds=time.perf_counter() - started,

@@ -17,6 +17,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hsv import HsvError
+from hsv_torch.compress import uncompiled
 
 T = TypeVar("T")
 
@@ -32,11 +33,13 @@ class Ranks:
     ----------
     model
         What the training loop calls. A ``DistributedDataParallel`` says which processes belong together; any other model is trained by this process alone.
+        What ``torch.compile`` returned stands for the model inside it.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        model = uncompiled(model)
         self.wrapper = model if isinstance(model, DistributedDataParallel) else None
-        self.model: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
+        self.model: nn.Module = uncompiled(model.module if isinstance(model, DistributedDataParallel) else model)
         self.group = None if self.wrapper is None else self.wrapper.process_group
         self.size = 1 if self.group is None else distributed.get_world_size(self.group)
         self.rank = 0 if self.group is None else distributed.get_rank(self.group)
@@ -119,7 +122,7 @@ class Ranks:
             "init_sync": False,  # all processes have made the same cut of the same model
         }
         del wrapper.reducer  # takes its hooks off the parameters that stay
-        DistributedDataParallel.__init__(wrapper, self.model, **options)
+        DistributedDataParallel.__init__(wrapper, wrapper.module, **options)
         for name, value in own.items():
             setattr(wrapper, name, value)
         for hook, state in communication:

@@ -126,8 +126,8 @@ class Event:
         Training steps since the attempt before, and the wall-clock seconds that they took, with all that the training
         loop did between them.
     replaced : dict
-        ``{"layer.parameter": (old, new)}`` of a cut that stands. Only what :meth:`InTrainingCompressor.step` returns
-        has it; the history keeps no tensors.
+        ``{"layer.parameter": (old, new)}`` of a cut that stands, or of one that the guard undid after some steps: those of the small model, and
+        those that are back. Only what :meth:`InTrainingCompressor.step` returns has it; the history keeps no tensors.
     """
 
     attempt: int

@@ -29,6 +29,7 @@ from hsv_torch.compress import (
     chosen_layers,
     cut_record,
     recurrent_parameters,
+    without_autocast,
 )
 from hsv_torch.criteria import Criterion
 from hsv_torch.distributed import Ranks
@@ -76,10 +77,11 @@ class InTrainingCompressor:
     Parameters
     ----------
     model
-        The model; its layers are replaced in place. In a ``DistributedDataParallel`` the model inside is cut: every process makes its own compressor and calls
+        The model; its layers are replaced in place. Of a ``torch.compile`` the model inside is cut, which compiles anew at its next call. In a
+        ``DistributedDataParallel`` the model inside is cut: every process makes its own compressor and calls
         :meth:`step`, the first one measures and decides, all cut alike, and the wrapper reduces the new parameters from then on.
     optimizer
-        The optimizer that trains them.
+        The optimizer that trains them. Its moments are carried, and so are gradients that have been accumulated and not yet used.
     rule
         See :func:`hsv_torch.compress_`; it is applied again at every attempt, so that losses compound. A list has a rule for each attempt, and a function
         ``rule(attempt, attempts)`` returns it, the first attempt being 1. A :class:`Budget` is approached in equal ratios and met at the last attempt.
@@ -317,7 +319,8 @@ class InTrainingCompressor:
         random_state = RandomState.take()
         if not self._halvings:
             self._attempts_made += 1
-        records, cuts = self._ranks.decide(self._measure)
+        with without_autocast(self.model):
+            records, cuts = self._ranks.decide(self._measure)
         plans = {name: self._planned(name, cut) for name, cut in cuts.items()}
         event = Event(
             self._attempts_made, self._steps, tuple(records.values()), 0.0, steps_timed=timed[0], step_seconds=timed[1]
@@ -456,7 +459,8 @@ class InTrainingCompressor:
     def _apply_here(self, plans: dict[str, PlannedCut]) -> dict[str, tuple[nn.Parameter | None, nn.Parameter | None]]:
         """Cut the model, and the copies of it along with it."""
         placements = [Placement(self._objects[name], None, self._objects[name].modules()) for name in self._copies]
-        replaced = apply_cuts(self.model, plans, optimizer=self.optimizer, moments=self.moments)
+        with without_autocast(self.model):
+            replaced = apply_cuts(self.model, plans, optimizer=self.optimizer, moments=self.moments)
         try:
             for name, prefix in self._copies.items():
                 for layer_name, plan in plans.items():
@@ -470,6 +474,13 @@ class InTrainingCompressor:
             raise
         self._rewarm.start()
         return replaced
+
+    def _put_in_place_of(
+        self, small: dict[str, nn.Parameter]
+    ) -> dict[str, tuple[nn.Parameter | None, nn.Parameter | None]]:
+        large = recurrent_parameters(dict(self._named_layers()))
+        pairs = {name: (small.get(name), large.get(name)) for name in small | large}
+        return {name: pair for name, pair in pairs.items() if pair[0] is not pair[1]}
 
     def _undone(self, event: Event, objection: str) -> Event:
         """Note the cut as undone, and decide what follows."""
@@ -501,10 +512,11 @@ class InTrainingCompressor:
         decided = dataclasses.replace(cut_event, pending=False, metric_after=after)
         objection = self.guard.objection(cut_event.metric_before, after)
         if objection is not None:
+            small = recurrent_parameters(dict(self._named_layers()))
             self._put_back(pending.snapshot, pending.rewarmed)
             self._steps = cut_event.step
             self._systems = pending.systems
-            decided = self._undone(decided, objection)
+            decided = dataclasses.replace(self._undone(decided, objection), replaced=self._put_in_place_of(small))
         else:
             self._halvings = 0
         # The history has one event for the cut, with the decision in it; its own costs stay with it.

@@ -297,6 +297,25 @@ def carry_moments(
             optimizer.state[new] = states[name]
 
 
+def carry_gradients(adapter: LayerAdapter, cut: Cut, replaced: Replaced) -> None:
+    """Give the new parameters of a cut layer the gradients that the old ones have accumulated, in the new coordinates.
+
+    A gradient is a covector as a first moment is, so that a cut between two micro-batches loses no more of the first one's gradient than of the
+    model. Gradients that an optimizer step has used already are carried too; whoever clears them after it clears the new ones.
+    """
+    old = {name: before for name, (before, _) in replaced.items() if before is not None}
+    if all(parameter.grad is None for parameter in old.values()):
+        return
+    covectors = {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach()
+        for name, parameter in old.items()
+    }
+    carried = adapter.pull_back(cut, covectors, squared=False)
+    for name, (before, new) in replaced.items():
+        if before is not None and before.grad is not None and new is not None and name in carried:
+            new.grad = carried[name].detach().to(new).contiguous()
+
+
 def replace_in_optimizer(optimizer: torch.optim.Optimizer, replaced: Replaced) -> None:
     """Put a layer's new parameters where its old ones stood; what the optimizer knew of the old ones is forgotten.
 
