@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from hsv import _device, _small_systems
+from hsv import _blas, _small_systems
 from hsv._array import Array, conjugate_transpose, imag, in_host_memory, namespace, real, round_to, transpose, widen
 from hsv._cauchy import cauchy_factors
 from hsv._gramians import require_stable
@@ -101,12 +101,12 @@ def _blocks(sys: LinearSystem) -> Iterator[LinearSystem]:
 
 def singular_values(factors: Factors) -> Array:
     """Singular values of ``Lo^H Lc``."""
-    return _device.singular_values(conjugate_transpose(factors.observability) @ factors.controllability)
+    return _blas.singular_values(_blas.product(conjugate_transpose(factors.observability), factors.controllability))
 
 
 def singular_value_decomposition(factors: Factors) -> tuple[Array, Array, Array]:
     """``U, sigma, V^H`` with ``Lo^H Lc = U diag(sigma) V^H``."""
-    return _device.svd(conjugate_transpose(factors.observability) @ factors.controllability)
+    return _blas.svd(_blas.product(conjugate_transpose(factors.observability), factors.controllability))
 
 
 def gramian_factors(sys: LinearSystem) -> Factors:

@@ -19,6 +19,7 @@ import scipy.linalg
 
 from hsv import _doubling, _kernels
 from hsv._array import Array, as_arrays, device, on_host, require_finite, require_square, round_to, widen
+from hsv._blas import product
 from hsv._errors import IllConditionedError, ShapeError, UnstableSystemError
 
 Matrix = np.ndarray
@@ -433,8 +434,8 @@ def _sylvester(a: Matrix, b: Matrix, q: Matrix) -> Matrix:
     t, right = schur_form(b)
     gap = np.abs(_diagonal(s)[..., :, None] + _diagonal(t)[..., None, :])
     check_regular(gap, _norm(a) + _norm(b), "a and -b must have no eigenvalue in common", "a x + x b = q")
-    y = call_on_batch(_kernels.triangular_sylvester, s, t, adjoint(left) @ q @ right)
-    return real_if_all_are(left @ y @ adjoint(right), a, b, q)
+    y = call_on_batch(_kernels.triangular_sylvester, s, t, product(product(adjoint(left), q), right))
+    return real_if_all_are(product(product(left, y), adjoint(right)), a, b, q)
 
 
 def _continuous_lyapunov(a: Matrix, q: Matrix) -> Matrix:
@@ -454,8 +455,8 @@ def _balanced_continuous_lyapunov(a: Matrix, q: Matrix) -> Matrix:
     check_regular(gap, 2 * _norm(a), "no two eigenvalues of a may satisfy l_i + conj(l_j) = 0", "a x + x a^H = q")
     # s y + y s^H = z^H q z. With the order of its rows and columns turned round, s^H is upper triangular.
     upper = adjoint(s)[..., ::-1, ::-1]
-    y = call_on_batch(_kernels.triangular_sylvester, s, upper, (adjoint(z) @ q @ z)[..., ::-1])
-    return hermitian_where(q, real_if_all_are(z @ y[..., ::-1] @ adjoint(z), a, q))
+    y = call_on_batch(_kernels.triangular_sylvester, s, upper, product(product(adjoint(z), q), z)[..., ::-1])
+    return hermitian_where(q, real_if_all_are(product(product(z, y[..., ::-1]), adjoint(z)), a, q))
 
 
 def _discrete_lyapunov(a: Matrix, q: Matrix) -> Matrix:
@@ -470,14 +471,14 @@ def _balanced_discrete_lyapunov(a: Matrix, q: Matrix) -> Matrix:
     gap = np.abs(1.0 - poles[..., :, None] * poles.conj()[..., None, :])
     scale = 1.0 + _norm(a) * (size[..., :, None] + size[..., None, :])
     check_regular(gap, scale, "no two eigenvalues of a may satisfy l_i conj(l_j) = 1", "a x a^H - x + q = 0")
-    y = call_on_batch(_kernels.triangular_stein, s, adjoint(z) @ q @ z)
-    return hermitian_where(q, real_if_all_are(z @ y @ adjoint(z), a, q))
+    y = call_on_batch(_kernels.triangular_stein, s, product(product(adjoint(z), q), z))
+    return hermitian_where(q, real_if_all_are(product(product(z, y), adjoint(z)), a, q))
 
 
 def _factored(a: Matrix, b: Matrix, *, discrete: bool) -> Matrix:
     a, scale = _balanced(a)
     kind, (s, z, _) = np.result_type(a, b), _stable_form(a, b, discrete=discrete)
-    return (scale * (z @ _factor_in_schur_form(s, z, b / scale, discrete=discrete))).astype(kind, copy=False)
+    return (scale * product(z, _factor_in_schur_form(s, z, b / scale, discrete=discrete))).astype(kind, copy=False)
 
 
 def _factored_pair(a: Matrix, b: Matrix, c: Matrix, *, discrete: bool) -> tuple[Matrix, ...]:
@@ -555,7 +556,7 @@ def _factor_in_schur_form(s: Matrix, z: Matrix, b: Matrix, *, discrete: bool) ->
         kernel = _kernels.discrete_lyapunov_factor if discrete else _kernels.continuous_lyapunov_factor
     else:
         kernel = _kernels.real_discrete_lyapunov_factor if discrete else _kernels.real_continuous_lyapunov_factor
-    return call_on_batch(kernel, s, adjoint(z) @ (b * np.ldexp(1.0, -exponent))) * np.ldexp(1.0, exponent)
+    return call_on_batch(kernel, s, product(adjoint(z), b * np.ldexp(1.0, -exponent))) * np.ldexp(1.0, exponent)
 
 
 def call_on_batch(kernel: Callable[..., Matrix], *matrices: Matrix) -> Matrix:
