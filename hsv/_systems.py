@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from hsv import _kernels
 from hsv._array import (
     Array,
     as_arrays,
@@ -28,7 +29,13 @@ from hsv._array import (
     zeros,
 )
 from hsv._errors import DtypeError, HsvError, IllConditionedError, ShapeError
+from hsv._kernels import _threads
 from hsv._text import system_html
+
+_SMALL = (
+    64  # states up to which matrices are shared among threads: libraries of linear algebra have threads for larger ones
+)
+_TOGETHER = 8  # matrices, the lanes of a vector
 
 
 class LinearSystem:
@@ -432,7 +439,9 @@ def diagonalize(sys: LinearSystem) -> tuple[DiagonalStateSpace, Array, Array]:
 
     Notes
     -----
-    Computed in double precision on the host: ``O(25 n^3)``.
+    Computed in double precision on the host: ``O(25 n^3)``. Batches of matrices of up to 32 states are shared among threads; each matrix has
+    the same result in any batch, to the last bit. The eigenvectors of a real matrix are conjugate in pairs, exactly, which stand side by side. A
+    condition number has a relative error of about itself times the rounding unit.
 
     Examples
     --------
@@ -464,14 +473,37 @@ def diagonalize(sys: LinearSystem) -> tuple[DiagonalStateSpace, Array, Array]:
 
 
 def _diagonalize_host(A: np.ndarray, B: np.ndarray, C: np.ndarray) -> tuple[np.ndarray, ...]:
-    poles, V = np.linalg.eig(A)
-    poles, V = poles.astype(np.complex128), V.astype(np.complex128)
-    singular = np.linalg.svd(V, compute_uv=False)
-    smallest = singular[..., -1]
-    condition = np.divide(singular[..., 0], smallest, out=np.full_like(smallest, np.inf), where=smallest > 0)
-    if not np.all(condition < 1e16):  # refused by the caller: no division by zero here
-        return poles, V, B + 0j, C + 0j, condition
-    return poles, V, np.linalg.solve(V, B + 0j), C @ V, condition
+    batch, n, m, p = A.shape[:-2], A.shape[-1], B.shape[-1], C.shape[-2]
+    A, B, C = (x.reshape(-1, *x.shape[-2:]) for x in (A, B, C))
+    count = len(A)
+    shapes = (n,), (n, n), (n, m), (p, n)
+    poles, V, inputs, outputs = (np.empty((count, *shape), np.complex128) for shape in shapes)
+    condition = np.empty(count)
+
+    def work(first: int, last: int) -> None:
+        part = slice(first * _TOGETHER, min(last * _TOGETHER, count))
+        poles[part], V[part] = np.linalg.eig(A[part])
+        _eigenvector_conditions(not np.iscomplexobj(A), poles[part], V[part], condition[part])
+        if np.all(condition[part] < 1e16):  # else refused by the caller: no division by zero here
+            inputs[part], outputs[part] = np.linalg.solve(V[part], B[part]), C[part] @ V[part]
+
+    n_parts = -(-count // _TOGETHER)
+    most = None if n <= _SMALL else 1
+    _threads.run(work, n_parts, operations=count * 50.0 * n**3, most_threads=most)
+    return tuple(x.reshape((*batch, *x.shape[1:])) for x in (poles, V, inputs, outputs, condition))
+
+
+def _eigenvector_conditions(paired: bool, poles: np.ndarray, V: np.ndarray, condition: np.ndarray) -> None:
+    """Write the condition numbers of eigenvectors; those of a real matrix are in `paired` columns."""
+    if V.shape[-1] * (1 if paired else 2) > _SMALL:
+        singular = np.linalg.svd(V, compute_uv=False)
+        condition[:] = np.divide(
+            singular[:, 0], singular[:, -1], out=np.full(len(V), np.inf), where=singular[:, -1] > 0
+        )
+    elif not _kernels.condition_numbers(0, len(V), paired, poles, V, condition):
+        raise HsvError(
+            "the one-sided Jacobi iteration on the eigenvectors did not converge; look for entries of A of extreme sizes, and scale the states"
+        )
 
 
 def in_double_precision(sys: LinearSystem) -> LinearSystem:

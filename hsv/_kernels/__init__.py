@@ -7,7 +7,7 @@ functions with the same signatures, compiled. Numba is imported when the first k
 from importlib import import_module
 from typing import Any
 
-_SMALL_SYSTEMS = {"exponentials", "hankel_values", "project", "side_by_side", "stable"}
+_SMALL_SYSTEMS = {"condition_numbers", "exponentials", "hankel_values", "project", "side_by_side", "stable"}
 
 
 def __getattr__(name: str) -> Any:

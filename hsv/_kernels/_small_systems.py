@@ -1176,6 +1176,51 @@ def hankel_values(
     return converged
 
 
+# ---------------------------------------------------------------------------------------------------- eigenvectors
+
+
+@njit(cache=True, nogil=True)
+def condition_numbers(
+    first: int, last: int, paired: bool, poles: Numbers, vectors: Numbers, conditions: RealArray
+) -> bool:
+    """See `hsv._kernels._small_systems_reference.condition_numbers`."""
+    n = vectors.shape[1]
+    planes = 1 if paired else 2
+    plane = LANES * n
+    column = planes * plane
+    w = np.zeros((n + 1) * (column + 3 * LANES) + LANES)
+    matrix = (64 - w.ctypes.data % 64) // 8 % LANES
+    sizes = matrix + (n + 1) * column
+    pairs = _schedule(n, 8, 1)
+    converged = True
+    for begin in range(first, last, LANES):
+        for lane in range(LANES):
+            s = min(begin + lane, last - 1)
+            for k in range(n):
+                side = poles[s, k].imag if paired else 0.0
+                scale = math.sqrt(2.0) if side != 0.0 else 1.0
+                for i in range(n):
+                    place = matrix + k * column + i * LANES + lane
+                    v = vectors[s, i, k]
+                    w[place] = scale * (v.imag if side < 0.0 else v.real)
+                    if not paired:
+                        w[place + plane] = v.imag
+        done = _orthogonalize(w, True, planes, n, n, 1, matrix, column, sizes, 0, pairs, False)
+        for lane in range(min(LANES, last - begin)):
+            most, least, whole = 0.0, np.inf, True
+            for k in range(n):
+                place = sizes + 3 * LANES * k + lane
+                size = w[place] * math.sqrt(w[place + 2 * LANES])
+                most, least = max(most, size), min(least, size)
+                whole &= size > 0.0
+            # of a singular matrix a column of rounding errors is rotated again and again, until nothing, or no number, is left of it
+            whole &= least > 2.0**-100 * most
+            conditions[begin + lane] = most / least if whole else np.inf
+            done |= not whole
+        converged &= done
+    return converged
+
+
 # ---------------------------------------------------------------------------------------------------- projections
 
 

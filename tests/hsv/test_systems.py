@@ -1,10 +1,12 @@
 import pickle
 
+import numba
 import numpy as np
 import pytest
 import torch
 
 import hsv
+from hsv._kernels import _small_systems
 from tests.tolerances import tolerance
 
 
@@ -136,6 +138,60 @@ def test_diagonalize_of_a_real_system_gives_conjugate_pairs(rng):
     diagonal, _, _ = hsv.diagonalize(random_system(rng, complex_=False))
     assert diagonal.is_complex
     np.testing.assert_allclose(np.sort_complex(diagonal.poles()), np.sort_complex(diagonal.poles().conj()))
+
+
+@pytest.mark.parametrize("n", [1, 2, 8, 16, 17, 32, 33])
+@pytest.mark.parametrize("complex_", [True, False])
+def test_diagonalize_of_a_batch_is_that_of_each_matrix(complex_, n, rng, monkeypatch):
+    A = rng.normal(size=(2, 70, n, n)) + (1j * rng.normal(size=(2, 70, n, n)) if complex_ else 0)
+    A[0, 3] = np.diag(np.arange(1, n + 1))  # real poles among complex ones
+    sys = hsv.StateSpace(A, rng.normal(size=(n, 1)), rng.normal(size=(2, n)), dt=True)
+    results = []
+    for threads in (1, 5):
+        monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", threads)
+        diagonal, V, condition = hsv.diagonalize(sys)
+        results.append((diagonal.poles(), diagonal.B, diagonal.C, V, condition))
+    for x, y in zip(*results, strict=True):
+        np.testing.assert_array_equal(x, y)
+    np.testing.assert_allclose(condition, np.linalg.cond(V), rtol=1e-10)
+    for index in ((0, 3), (1, 69)):
+        single = hsv.diagonalize(hsv.StateSpace(A[index], sys.B[index], sys.C[index], dt=True))
+        parts = single[0].poles(), single[0].B, single[0].C, *single[1:]
+        for x, y in zip(results[0], parts, strict=True):
+            np.testing.assert_array_equal(x[index], y)
+    if not complex_:
+        poles = diagonal.poles()
+        first, second = poles.imag > 0, poles.imag < 0
+        np.testing.assert_array_equal(poles[first], poles[second].conj())
+        for x in (V.swapaxes(-1, -2), diagonal.C.swapaxes(-1, -2)):
+            np.testing.assert_array_equal(x[first], x[second].conj())
+
+
+def test_condition_number_of_nearly_parallel_eigenvectors():
+    """Of ``[[1, 1], [0, 1 + d]]`` the cosine is ``1 / sqrt(1 + d^2)``: the condition number is ``(1 + sqrt(1 + d^2)) / d``."""
+    d = 2.0 ** -np.arange(1.0, 48.0)
+    A = np.broadcast_to([[1.0, 1.0], [0.0, 1.0]], (47, 2, 2)).copy()
+    A[:, 1, 1] += d
+    for kind in (float, complex):
+        _, _, condition = hsv.diagonalize(hsv.StateSpace(A.astype(kind), np.ones((2, 1)), np.ones((1, 2)), dt=True))
+        np.testing.assert_allclose(condition, (1 + np.sqrt(1 + d**2)) / d, rtol=1e-12)
+
+
+@pytest.mark.parametrize("n", [2, 40])
+def test_diagonalize_of_no_matrix_and_of_one_that_is_defective_among_others(n, rng):
+    none = hsv.StateSpace(np.zeros((0, n, n)), np.zeros((n, 1)), np.zeros((1, n)), dt=True)
+    diagonal, V, condition = hsv.diagonalize(none)
+    assert (diagonal.poles().shape, V.shape, condition.shape) == ((0, n), (0, n, n), (0,))
+    A = rng.normal(size=(20, n, n))
+    A[13] = 0.5 * np.eye(n) + np.eye(n, k=1)
+    with pytest.raises(hsv.IllConditionedError, match="defective"):
+        hsv.diagonalize(hsv.StateSpace(A, np.ones((n, 1)), np.ones((1, n)), dt=True))
+
+
+def test_condition_numbers_that_do_not_converge_are_an_error(monkeypatch):
+    monkeypatch.setattr(_small_systems, "condition_numbers", lambda *arguments: False)
+    with pytest.raises(hsv.HsvError, match="did not converge"):
+        hsv.diagonalize(hsv.StateSpace([[0.5]], [[1.0]], [[1.0]], dt=True))
 
 
 def test_diagonalize_refuses_a_jordan_block():
