@@ -30,6 +30,7 @@ BATCHED = [
     "torch eigh",
 ]
 LOOPS = ["python-control", "slycot"]
+TASKS = ["values", "truncation", "diagonalization"]
 
 
 def gramians(xp: Any, poles: Any, B: Any, C: Any) -> tuple[Any, Any]:
@@ -108,6 +109,20 @@ def truncation(library: str, system: hsv.DiagonalStateSpace, order: int) -> Comp
     return libraries.balanced_truncation(library, system.to_dense(), order)
 
 
+def diagonalization(library: str, system: hsv.DiagonalStateSpace, order: int) -> Computation:
+    """Prepare balanced truncations whose results are diagonalised again, as a layer with diagonal states needs them, with the condition numbers."""
+    reduce = truncation(library, system, order)
+    if library == "hsv":
+        return lambda: hsv.diagonalize(reduce().system)
+
+    def diagonalize() -> Any:
+        A, B, C = reduce()
+        poles, V = np.linalg.eig(A)
+        return poles, np.linalg.solve(V, B), C @ V, np.linalg.cond(V)
+
+    return diagonalize
+
+
 def systems(shape: tuple[int, int], library: str = "hsv") -> hsv.DiagonalStateSpace:
     """Return a batch of real systems with one input and output, or its first ones for a library that has no batches."""
     count, n = shape
@@ -152,15 +167,34 @@ class Truncation:
         self.compute()
 
 
-def in_turn(computations: dict[str, Computation], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each computation in each round."""
+class Diagonalization:
+    """What do those truncations cost together with the way back to diagonal states?"""
+
+    params = Truncation.params
+    param_names = ("(systems, states)", "library")
+    timeout = 600
+
+    def setup(self, shape, library):
+        warnings.simplefilter("ignore", hsv.OrderWarning)
+        self.compute = prepared(diagonalization(library, systems(shape), shape[1] // 4), library)
+
+    def time_truncation_and_diagonalization(self, shape, library):
+        self.compute()
+
+    def peakmem_truncation_and_diagonalization(self, shape, library):
+        self.compute()
+
+
+def in_turn(computations: dict[str, Computation], rounds: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Return the seconds of each computation in each round, and its result."""
     seconds: dict[str, list[float]] = {name: [] for name in computations}
+    results: dict[str, Any] = {}
     for _ in range(rounds):
         for name, compute in computations.items():
             begin = time.perf_counter()
-            compute()
+            results[name] = compute()
             seconds[name].append(time.perf_counter() - begin)
-    return seconds
+    return seconds, results
 
 
 def show(title: str, seconds: dict[str, list[float]], scale: dict[str, float], agree: dict[str, float]) -> None:
@@ -172,31 +206,42 @@ def show(title: str, seconds: dict[str, list[float]], scale: dict[str, float], a
         print(f"| {name} | {statistics.median(times) * scale[name]:.4f} | {ratio:.1f} | {share} |")
 
 
+def agreement(own: np.ndarray, results: dict[str, Any]) -> dict[str, float]:
+    """Return the share of each library's values that agree with ours to six digits."""
+    agree = {}
+    for name, result in results.items():
+        values = np.sort(np.real(np.stack([np.asarray(v) for v in result])), axis=-1)
+        expected = np.sort(own[: len(values)], axis=-1)
+        agree[name] = float(np.mean(np.abs(values - expected) <= 1e-6 * expected))
+    return agree
+
+
 def main() -> None:
     """Measure and print the tables."""
     parser = argparse.ArgumentParser(prog="python -m asv_benchmarks.small_systems", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--shape", type=int, nargs=2, action="append", metavar=("SYSTEMS", "STATES"))
+    parser.add_argument("--task", action="append", choices=TASKS, help="the tables to print; all of them otherwise")
+    parser.add_argument("--library", action="append", help="a peer; all of them otherwise")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", hsv.OrderWarning)
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; medians of {arguments.rounds} rounds")
     for shape in [tuple(s) for s in arguments.shape or SHAPES]:
         count, n = shape
-        names = ["hsv", *BATCHED, *LOOPS]
-        computations = {name: hankel_values(name, systems(shape, name)) for name in names}
-        scale = {name: count / IN_LOOPS if name in LOOPS else 1.0 for name in names}
-        own = np.sort(computations["hsv"](), axis=-1)
-        agree = {}
-        for name in names:
-            values = np.sort(np.real(np.stack([np.asarray(v) for v in computations[name]()])), axis=-1)
-            agree[name] = float(np.mean(np.abs(values - own[: len(values)]) <= 1e-6 * own[: len(values)]))
-        show(
-            f"All Hankel values of {count} systems of {n} states", in_turn(computations, arguments.rounds), scale, agree
-        )
-        names, order = ["hsv", "numpy", "slycot"], n // 4
-        computations = {name: prepared(truncation(name, systems(shape, name), order), name) for name in names}
-        title = f"Balanced truncation of {count} systems from {n} to {order} states"
-        show(title, in_turn(computations, arguments.rounds), scale | {"numpy": 1.0}, {})
+        order = n // 4
+        for task in arguments.task or TASKS:
+            title, prepare, peers = {
+                "values": ("All Hankel values", hankel_values, [*BATCHED, *LOOPS]),
+                "truncation": (f"Truncation to {order} states", truncation, ["numpy", "slycot"]),
+                "diagonalization": (f"Truncation to {order} states and back to diagonal ones", diagonalization, ["numpy"]),
+            }[task]  # fmt: skip
+            names = ["hsv", *(name for name in peers if name in (arguments.library or peers))]
+            more = () if task == "values" else (order,)
+            computations = {name: prepared(prepare(name, systems(shape, name), *more), name) for name in names}
+            seconds, results = in_turn(computations, arguments.rounds)
+            agree = agreement(results["hsv"], results) if task == "values" else {}
+            scale = {name: count / IN_LOOPS if name in LOOPS else 1.0 for name in names}
+            show(f"{title}: {count} systems of {n} states", seconds, scale, agree)
 
 
 if __name__ == "__main__":
