@@ -1,6 +1,7 @@
 """Exported models compute what the layers compute: full and cut, over whole sequences and step by step."""
 
 import copy
+import sys
 
 import numpy as np
 import onnx
@@ -358,6 +359,23 @@ def test_an_operator_that_onnx_lacks_is_named(tmp_path):
         hsv.HsvError, match=r"(?s)no ONNX form of this Averages.*operations that ONNX lacks.*linear_scan"
     ):
         hsv_torch.export_onnx(Averages(), tmp_path / "model.onnx", torch.zeros(2, 3, WIDTH))
+
+
+def test_a_missing_onnx_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(
+        hsv.MissingBackendError, match=r"`onnxscript`.* not installed; pip install hsv-control\[export\]"
+    ):
+        hsv_torch.export_onnx(hsv_torch.LRU(WIDTH, 3), tmp_path / "model.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opset", [18, 21, 23])
+def test_other_operator_sets(opset, tmp_path):
+    layer, path = made(LAYERS["mamba"]), tmp_path / "layer.onnx"
+    hsv_torch.export_onnx(layer, path, opset=opset)
+    assert [entry.version for entry in onnx.load(path).opset_import] == [opset]
+    check_sequences(layer, path, sequences(3, 21, WIDTH))
 
 
 def test_a_complex_state_is_a_pair_along_the_last_axis():
