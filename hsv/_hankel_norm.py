@@ -11,7 +11,16 @@ from hsv._con_eigenvalues import MinimalSystem, PoleResidueForm
 from hsv._errors import IllConditionedError, OrderError
 from hsv._hankel import gramian_factors, singular_values
 from hsv._order import Rule, as_rule
-from hsv._reduction import Reduction, balance, check_stability, choose_orders, error_bound, numerical_rank, round_up
+from hsv._reduction import (
+    Reduction,
+    Rounding,
+    balance,
+    check_stability,
+    choose_orders,
+    error_bound,
+    numerical_rank,
+    round_up,
+)
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, in_double_precision, stability_margin
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -107,7 +116,7 @@ def hankel_norm_approximation(sys: LinearSystem, rule: Rule | int) -> Reduction:
         reason="Hankel-norm approximation",
     )
     reduced = StateSpace(*(round_to(x, sys.B) for x in parts), dt=sys.dt)
-    return _reduction(sys, reduced, orders, bal.hankel_singular_values, chosen, notes)
+    return _reduction(sys, reduced, orders, bal.hankel_singular_values, chosen, notes, bal._rounding)
 
 
 def _reduction(
@@ -117,6 +126,7 @@ def _reduction(
     sigma: Array,
     chosen: np.ndarray,
     notes: tuple[str, ...],
+    rounding: Rounding | None = None,
 ) -> Reduction:
     values = to_host(sigma)
     if isinstance(reduced, StateSpace):
@@ -127,10 +137,11 @@ def _reduction(
         system=reduced,
         orders=orders,
         hankel_singular_values=round_to(sigma, real(sys.B)),
-        error_bound=round_up(from_host(error_bound(values, chosen), real(widen(sys.B))), sys),
+        error_bound=round_up(from_host(error_bound(values, chosen, rounding), real(widen(sys.B))), sys),
         left=None,
         right=None,
         notes=notes,
+        _rounding=rounding,
     )
 
 

@@ -27,7 +27,14 @@ from hsv._array import (
 from hsv._blas import product
 from hsv._doubling import is_stable
 from hsv._errors import HsvError, OrderError, OrderWarning
-from hsv._hankel import Factors, from_real_coordinates, gramian_factors, singular_value_decomposition
+from hsv._hankel import (
+    Factors,
+    from_real_coordinates,
+    gramian_factors,
+    hankel_singular_values,
+    singular_value_decomposition,
+    singular_values,
+)
 from hsv._order import ErrorBound, Order, Rule, as_rule
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, stability_margin
 from hsv._text import reduction_html, reduction_text
@@ -332,12 +339,23 @@ def rounding_errors(factors: Factors) -> Rounding | None:
     return Rounding(_EPS * size, (n + to_host(factors.sensitivity)) * _EPS * size)
 
 
+def values_and_rounding(sys: LinearSystem) -> tuple[np.ndarray, Rounding | None]:
+    """Hankel singular values on the host, and what double precision does to them and to a reduction: all that orders and bounds are computed from."""
+    if _small_systems.fits(sys):
+        return to_host(widen(hankel_singular_values(sys))), None
+    factors = gramian_factors(sys)
+    return to_host(widen(round_to(singular_values(factors), real(sys.B)))), rounding_errors(factors)
+
+
+def noise_level(sigma: np.ndarray, rounding: Rounding | None = None) -> np.ndarray:
+    """The rounding errors of the largest value, or those of the factors where they are known and larger, ``(...)``."""
+    noise = np.asarray(sigma.shape[-1] * _EPS * sigma[..., 0])
+    return noise if rounding is None else np.maximum(noise, rounding.values)
+
+
 def numerical_rank(sigma: np.ndarray, rounding: Rounding | None = None) -> np.ndarray:
-    """Values that stand above the rounding errors of the largest one, and those of the factors where they are known, ``(...)``."""
-    noise = sigma.shape[-1] * _EPS * sigma[..., 0]
-    if rounding is not None:
-        noise = np.maximum(noise, rounding.values)
-    return np.asarray(np.sum(sigma > noise[..., None], axis=-1))
+    """How many values stand above :func:`noise_level`, ``(...)``."""
+    return np.asarray(np.sum(sigma > noise_level(sigma, rounding)[..., None], axis=-1))
 
 
 def choose_orders(

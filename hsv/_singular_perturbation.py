@@ -95,4 +95,5 @@ def singular_perturbation(sys: LinearSystem, rule: Rule | int) -> Reduction:
         left=None,
         right=None,
         notes=notes,
+        _rounding=bal._rounding,
     )

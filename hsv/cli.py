@@ -28,7 +28,7 @@ from hsv._irka import irka
 from hsv._modal import modal_truncation
 from hsv._norms import h2_norm, hankel_norm, hinf_error, hinf_norm
 from hsv._order import ErrorBound, HankelEnergy, HankelSum, LargestGap, Order, Rule, Threshold
-from hsv._reduction import Reduction, balanced_truncation, error_bound, numerical_rank
+from hsv._reduction import Reduction, balanced_truncation, error_bound, numerical_rank, values_and_rounding
 from hsv._singular_perturbation import singular_perturbation
 from hsv._split import split_unstable
 from hsv._systems import LinearSystem, StateSpace, stability_margin
@@ -102,10 +102,12 @@ def info(
         facts = _facts(model, system, labels)
         if facts["stable"]:
             step("Hankel singular values")
-            sigma = to_host(hankel_singular_values(system)).astype(np.float64)
+            sigma, rounding = values_and_rounding(system)
             facts["hankel_singular_values"] = sigma.tolist()
-            facts["minimal_order"] = int(numerical_rank(sigma))
-            facts["suggested_orders"] = _suggest(sigma)
+            facts["minimal_order"] = int(numerical_rank(sigma, rounding))
+            bounds = error_bound(sigma, np.arange(1, len(sigma) + 1), rounding)
+            facts["error_bounds"] = bounds.tolist()
+            facts["suggested_orders"] = _suggest(sigma, facts["minimal_order"], bounds)
             if norms:
                 facts["norms"] = _norms(system, sigma, step)
     _show(facts, as_json, _print_info)
@@ -417,7 +419,7 @@ def _ratio(a: float, b: float) -> float | None:
     return a / b if b > 0 else None
 
 
-def _suggest(sigma: np.ndarray) -> list[dict[str, Any]]:
+def _suggest(sigma: np.ndarray, rank: int, bounds: np.ndarray) -> list[dict[str, Any]]:
     """What each rule would keep, where it keeps anything that double precision can tell from rounding."""
     if not sigma[0] > 0:
         return []
@@ -426,12 +428,11 @@ def _suggest(sigma: np.ndarray) -> list[dict[str, Any]]:
     for relative in (1e-1, 1e-2, 1e-3, 1e-4, 1e-6):
         size = float(f"{relative * sigma[0]:.2g}")
         rules.append((f"--error-bound {size:g}", ErrorBound(size)))
-    rank = int(numerical_rank(sigma))
     suggested: dict[tuple[str, int], dict[str, Any]] = {}  # of options that keep as many, the first
     for option, rule in rules:
         order = int(rule.choose(sigma))
         if order <= rank:
-            row = {"option": option, "order": order, "error_bound": float(error_bound(sigma, np.asarray(order)))}
+            row = {"option": option, "order": order, "error_bound": float(bounds[order - 1])}
             suggested.setdefault((option.split()[0], order), row)
     return list(suggested.values())
 
@@ -475,9 +476,9 @@ def _print_info(console: Console, facts: dict[str, Any]) -> None:
         return
     sigma = np.array(facts["hankel_singular_values"])
     values = _table("Hankel singular values", "order", "value", "share of the sum", "guaranteed error")
-    for k in range(1, min(len(sigma), _SHOWN_VALUES) + 1):
+    for k, bound in enumerate(facts["error_bounds"][:_SHOWN_VALUES], start=1):
         share = sigma[:k].sum() / sigma.sum() if sigma[0] > 0 else 1.0
-        values.add_row(str(k), f"{sigma[k - 1]:.4e}", f"{share:.6f}", f"{error_bound(sigma, np.asarray(k)):.2e}")
+        values.add_row(str(k), f"{sigma[k - 1]:.4e}", f"{share:.6f}", f"{bound:.2e}")
     if len(sigma) > _SHOWN_VALUES:
         values.caption = f"and {len(sigma) - _SHOWN_VALUES} more; --json has all"
     console.print(values)

@@ -9,9 +9,8 @@ import numpy as np
 from hsv import _kernels
 from hsv._array import to_host, widen
 from hsv._errors import DtypeError, HsvError, MissingBackendError, ShapeError
-from hsv._hankel import hankel_singular_values
 from hsv._lyapunov import schur_form
-from hsv._reduction import Reduction, error_bound, numerical_rank
+from hsv._reduction import Reduction, error_bound, noise_level, numerical_rank, values_and_rounding
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace
 
 if TYPE_CHECKING:
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 _ORIGINAL, _REDUCED, _ERROR = "#0072b2", "#d55e00", "#009e73"
 _GREY = "#808080"
 MATPLOTLIB_MISSING = 'pictures need the package matplotlib, which is not installed: pip install "hsv-control[plot]"'
-_EPS = float(np.finfo(np.float64).eps)
 _MOST_BARS = 40  # above, gaps between bars are thinner than a pixel
 _PER_DECADE, _MOST_DECADES = 60, 12
 _MOST_RESONANCES = 100
@@ -62,17 +60,17 @@ def plot_hankel_values(source: LinearSystem | Reduction, ax: Axes | None = None)
     >>> ax.get_yscale()
     'log'
     """
-    order = None
+    order: int | None = None
     if isinstance(source, Reduction):
         _require_single(source.system.batch_shape, "red.select(i)")
         if source.hankel_singular_values is None:
             raise HsvError(
                 "the reduction has no Hankel singular values, for its method does not need them; pass the original system"
             )
-        sigma, order = _host(source.hankel_singular_values), int(source.orders)
+        sigma, order, rounding = _host(source.hankel_singular_values), int(source.orders), source._rounding
     else:
         _require_system(source)
-        sigma = _host(hankel_singular_values(source))
+        sigma, rounding = values_and_rounding(source)
     ax = _axes(ax)
     n = len(sigma)
     ax.set_xlabel("state $i$, order $r$")
@@ -81,10 +79,10 @@ def plot_hankel_values(source: LinearSystem | Reduction, ax: Axes | None = None)
         ax.text(0.5, 0.5, "all values are zero", ha="center", va="center", transform=ax.transAxes)
         return ax
 
-    rank = int(numerical_rank(sigma))
+    rank = int(numerical_rank(sigma, rounding))
     shown = min(n, max(rank + max(rank // 10, 2), order or 0))
-    bounds = error_bound(sigma, np.arange(1, n))[: shown - 1]  # of orders 1 ... n - 1
-    noise = n * _EPS * sigma[0]
+    bounds = error_bound(sigma, np.arange(1, n), rounding)[: shown - 1]  # of orders 1 ... n - 1
+    noise = float(noise_level(sigma, rounding))
     lowest = min(sigma[:rank].min(), bounds.min(initial=np.inf))
     bottom = (noise if rank < n else lowest) / 4
     kept = n if order is None else order
@@ -99,7 +97,9 @@ def plot_hankel_values(source: LinearSystem | Reduction, ax: Axes | None = None)
         label=r"error bound of order $r$: $2\,\sum_{i>r}\sigma_i$",
     )
     if order is not None:
-        text = f"order {order}" + ("" if order >= n else f", error at most {error_bound(sigma, np.asarray(order)):.2g}")
+        text = f"order {order}" + (
+            "" if order >= n else f", error at most {error_bound(sigma, np.asarray(order), rounding):.2g}"
+        )
         ax.axvline(order + 0.5, color=_GREY, linestyle="--", linewidth=1.2, label=text)
     if rank < shown:
         ax.axhspan(bottom, noise, color=_GREY, alpha=0.25, linewidth=0, label="rounding of the largest value")

@@ -83,6 +83,20 @@ def test_info_for_machines_has_every_digit(model, power):
         assert row["error_bound"] == pytest.approx(float(red.error_bound), rel=1e-14)
 
 
+def test_info_says_the_bound_that_a_reduction_will_have_where_rounding_counts(tmp_path):
+    path, system = tmp_path / "heat.npz", known.heat_equation(100).system()
+    hsv.save(system, path)
+    facts = as_json("info", path)
+    sigma = np.array(facts["hankel_singular_values"])
+    assert len(facts["error_bounds"]) == 100
+    for order in (5, 14):
+        red = hsv.balanced_truncation(system, order)
+        assert facts["error_bounds"][order - 1] == pytest.approx(float(red.error_bound), rel=1e-3)
+    assert float(red.error_bound) > 2 * sigma[14:].sum() * 1.4
+    for row in facts["suggested_orders"]:
+        assert row["error_bound"] == facts["error_bounds"][row["order"] - 1]
+
+
 def test_info_for_people_says_the_same(model):
     text = succeed("info", model)
     for words in (

@@ -76,6 +76,16 @@ def test_values_that_are_rounding_lie_in_a_band_and_end_the_axis():
     assert ax.get_ylim()[0] > 1e-17
 
 
+@pytest.mark.parametrize("method", [hsv.balanced_truncation, hsv.singular_perturbation, hsv.hankel_norm_approximation])
+def test_the_curve_is_the_bound_of_a_reduction_where_rounding_counts(method):
+    sys_ = known.heat_equation(100).system()
+    red = method(sys_, 14)
+    assert red.error_bound > 2 * red.hankel_singular_values[14:].sum() * 1.4
+    for source in (sys_, red):
+        curve = line(hsv.plot_hankel_values(source, new_axes()), "error bound of order $r$: $2\\,\\sum_{i>r}\\sigma_i$")
+        np.testing.assert_allclose(curve.get_ydata()[13], red.error_bound, rtol=1e-3)
+
+
 def test_many_values_are_one_area_not_bars():
     poles = np.linspace(0.1, 0.9, 60)
     sys_ = hsv.DiagonalStateSpace(poles, np.eye(60), np.diag(np.linspace(1, 2, 60)), dt=True)
