@@ -30,7 +30,7 @@ BATCHED = [
     "torch eigh",
 ]
 LOOPS = ["python-control", "slycot"]
-TASKS = ["values", "truncation", "diagonalization"]
+TASKS = ["values", "truncation", "diagonalization", "precision"]
 
 
 def gramians(xp: Any, poles: Any, B: Any, C: Any) -> tuple[Any, Any]:
@@ -121,6 +121,17 @@ def diagonalization(library: str, system: hsv.DiagonalStateSpace, order: int) ->
         return poles, np.linalg.solve(V, B), C @ V, np.linalg.cond(V)
 
     return diagonalize
+
+
+def precision(library: str, system: hsv.DiagonalStateSpace, order: int) -> Computation:
+    """Prepare values, truncations and the way back of our own, from input in double or in single precision."""
+    if library == "single precision":
+        poles, B, C = (x.astype(np.float32) for x in (system.poles(), system.B, system.C))
+        system = hsv.DiagonalStateSpace(poles, B, C, dt=system.dt)
+    elif library != "hsv":
+        raise ValueError(library)
+    reduce = diagonalization("hsv", system, order)
+    return lambda: (hsv.hankel_singular_values(system), reduce())
 
 
 def systems(shape: tuple[int, int], library: str = "hsv") -> hsv.DiagonalStateSpace:
@@ -234,10 +245,15 @@ def main() -> None:
                 "values": ("All Hankel values", hankel_values, [*BATCHED, *LOOPS]),
                 "truncation": (f"Truncation to {order} states", truncation, ["numpy", "slycot"]),
                 "diagonalization": (f"Truncation to {order} states and back to diagonal ones", diagonalization, ["numpy"]),
+                "precision": ("Values, truncation and the way back", precision, ["single precision"]),
             }[task]  # fmt: skip
             names = ["hsv", *(name for name in peers if name in (arguments.library or peers))]
             more = () if task == "values" else (order,)
-            computations = {name: prepared(prepare(name, systems(shape, name), *more), name) for name in names}
+            own = names if task == "precision" else ["hsv"]
+            computations = {
+                name: prepared(prepare(name, systems(shape, name), *more), "hsv" if name in own else name)
+                for name in names
+            }
             seconds, results = in_turn(computations, arguments.rounds)
             agree = agreement(results["hsv"], results) if task == "values" else {}
             scale = {name: count / IN_LOOPS if name in LOOPS else 1.0 for name in names}
