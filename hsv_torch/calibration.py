@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor, nn
 
 from hsv import HsvError
@@ -76,7 +74,7 @@ def observe(
 
     hooks = [layer.register_forward_pre_hook(hook(name), with_kwargs=True) for name, layer in needing.items()]
     try:
-        with _eager(model), without_trace(model):
+        with without_trace(model):
             model.eval()
             n_batches = 0
             for batch in [calibration] if isinstance(calibration, Tensor) else calibration:
@@ -106,13 +104,6 @@ def in_layer(name: str, error: HsvError) -> HsvError:
         return HsvError(message)
     named.__dict__.update(error.__dict__)
     return named
-
-
-def _eager(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
-    """Call compiled parts of the model as they are: they would be compiled again, with the hooks in them, for a few batches."""
-    if any("_orig_mod" in part._modules or part._compiled_call_impl is not None for part in model.modules()):
-        return torch.compiler.set_stance("force_eager")
-    return contextlib.nullcontext()
 
 
 def _forward(model: nn.Module, batch: Any) -> Any:

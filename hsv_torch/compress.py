@@ -51,6 +51,13 @@ def without_autocast(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def eager(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    """Call compiled parts of the model as they were written: for a few batches, with hooks, they would all be compiled again."""
+    if any("_orig_mod" in part._modules or part._compiled_call_impl is not None for part in model.modules()):
+        return torch.compiler.set_stance("force_eager")
+    return contextlib.nullcontext()
+
+
 def chosen_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict[str, nn.Module]:
     """The layers of `model` that an adapter serves, by dotted name.
 
@@ -280,7 +287,8 @@ def compress_(
         check_optimizer(optimizer, recurrent_parameters(chosen), moments)
     plans: dict[str, PlannedCut] = {}
     with without_autocast(model):
-        observations = observe(model, chosen, criteria, calibration, forward)
+        with eager(model):
+            observations = observe(model, chosen, criteria, calibration, forward)
         for name, plan in Planner(model, chosen, criteria, observations, allowed).cuts(checked).items():
             if isinstance(plan, HsvError):
                 raise in_layer(name, plan) from plan

@@ -28,6 +28,7 @@ from hsv_torch.compress import (
     chosen_criteria,
     chosen_layers,
     cut_record,
+    eager,
     recurrent_parameters,
     without_autocast,
 )
@@ -42,6 +43,7 @@ from hsv_torch.snapshot import (
     Placement,
     RandomState,
     Snapshot,
+    copy_system,
     keepable,
     pack_systems,
     unpack_systems,
@@ -342,7 +344,8 @@ class InTrainingCompressor:
         records: dict[str, LayerRecord] = {}
         plans: dict[str, Cut] = {}
         layers = dict(self._named_layers())
-        observations = observe(self.model, layers, self.criteria, self.calibration, self.forward)
+        with eager(self.model):
+            observations = observe(self.model, layers, self.criteria, self.calibration, self.forward)
         planner = Planner(self.model, layers, self.criteria, observations, self.sizes)
         rule, remaining = self.rules(self._attempts_made), self.schedule.attempts - self._attempts_made + 1
         try:
@@ -384,7 +387,7 @@ class InTrainingCompressor:
             if system is None:  # it depends on the layer's input
                 return record
             before = self._systems.get(record.layer)
-            self._systems[record.layer] = (self._steps, system)
+            self._systems[record.layer] = (self._steps, copy_system(system))
             if before is None:
                 return record
             return dataclasses.replace(record, drift=_drift(before[0], before[1], system))
@@ -499,7 +502,7 @@ class InTrainingCompressor:
         for name, plan in plans.items():
             system = plan.adapter.system(plan.layer)
             if system is not None:
-                self._systems[name] = (self._steps, system)
+                self._systems[name] = (self._steps, copy_system(system))
 
     def _decide(self, pending: _Pending) -> Event:
         assert self.guard is not None

@@ -315,6 +315,12 @@ def _load_object_state(value: Any, state: Any) -> None:
         value.set_state(state)
 
 
+def copy_system(system: hsv.DiagonalStateSpace) -> hsv.DiagonalStateSpace:
+    """The same system in memory of its own: that of a layer in double precision may share its parameters', which training changes."""
+    (copied,) = unpack_systems(deep_copy(pack_systems({"": system}))).values()
+    return copied
+
+
 def pack_systems(systems: Mapping[str, hsv.DiagonalStateSpace]) -> dict[str, Any]:
     """Systems as numbers and tensors."""
     packed = {}
