@@ -44,7 +44,7 @@ def study_tables(measurements: Sequence[Measurement]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def put_tables(tables: str, page: Path) -> None:
+def put_tables(tables: str, page: Path, marks: tuple[str, str] = MARKS) -> None:
     """Put `tables` between the marks of `page`.
 
     Raises
@@ -53,10 +53,10 @@ def put_tables(tables: str, page: Path) -> None:
         If the page is not there, or has not both marks, in their order.
     """
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    before, first, rest = text.partition(MARKS[0])
-    _, second, after = rest.partition(MARKS[1])
+    before, first, rest = text.partition(marks[0])
+    _, second, after = rest.partition(marks[1])
     if not (first and second):
-        raise ResultError(f"{page} has no place for the tables: two lines, {MARKS[0]!r} and {MARKS[1]!r}")
+        raise ResultError(f"{page} has no place for the tables: two lines, {marks[0]!r} and {marks[1]!r}")
     write_atomically(f"{before}{first}\n\n{tables}\n{second}{after}".encode(), page)
 
 

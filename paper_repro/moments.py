@@ -1,0 +1,179 @@
+"""What a cut does with the optimizer's moments: carried into the new coordinates, sliced, or forgotten; and the loss after it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+import hsv
+import hsv_torch
+from paper_repro.batches import ShuffledBatches
+from paper_repro.datasets import load_dataset
+from paper_repro.errors import ResultError
+from paper_repro.results import write_atomically
+from paper_repro.sequences import Dataset
+from paper_repro.statistics import paired_difference, summarise
+
+Way = Literal["carried", "sliced", "reset"]
+WAYS: tuple[Way, ...] = get_args(Way)
+MARKS = ("<!-- table: written by moments -->", "<!-- end of the table -->")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One model a seed and optimizer is trained up to the cut; copies of it are cut and trained on with the same batches, a copy a size and way."""
+
+    task: str = "digits"
+    optimizers: tuple[str, ...] = ("AdamW", "SGD")
+    rates: tuple[float, ...] = (4e-3, 2e-2)
+    d_model: int = 8
+    n_states: int = 64
+    sizes: tuple[int, ...] = (32, 16, 8)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
+    batch_size: int = 50
+    steps_before: int = 600
+    steps_after: int = 200
+    first_steps: int = 20
+
+
+QUICK = Plan(n_states=16, sizes=(4,), seeds=(0, 1), steps_before=4, steps_after=3, first_steps=2)
+
+
+def make_optimizer(name: str, model: nn.Module, rate: float) -> torch.optim.Optimizer:
+    """Return AdamW, or SGD with momentum 0.9."""
+    if name == "AdamW":
+        return torch.optim.AdamW(model.parameters(), lr=rate)
+    return torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
+
+
+def cut(model: nn.Module, optimizer: torch.optim.Optimizer, size: int, way: Way) -> None:
+    """Cut every layer to `size` states; "sliced" keeps the leading entries of each moment, though the new states are none of the old ones."""
+    before = {parameter: dict(state) for parameter, state in optimizer.state.items()}
+    moments: Literal["carry", "reset"] = "carry" if way == "carried" else "reset"
+    report = hsv_torch.compress_(model, hsv.Order(size), optimizer=optimizer, moments=moments)
+    if way == "sliced":
+        for old, new in report.replaced.values():
+            if old in before and new is not None:
+                optimizer.state[new] = {key: _leading(value, new) for key, value in before[old].items()}
+
+
+def _leading(value: Any, parameter: nn.Parameter) -> Any:
+    if not isinstance(value, torch.Tensor) or value.ndim == 0:
+        return value
+    return value[tuple(slice(length) for length in parameter.shape)].clone()
+
+
+def measure(plan: Plan) -> Iterator[dict[str, Any]]:
+    """Yield, for each optimizer, seed, size and way, the mean training loss over the first steps and over all steps after the cut."""
+    data = load_dataset(plan.task)
+    for name, rate in zip(plan.optimizers, plan.rates, strict=True):
+        for seed in plan.seeds:
+            torch.manual_seed(seed)
+            model = hsv_torch.SequenceModel(_model_config(plan, data))
+            optimizer = make_optimizer(name, model, rate)
+            batches = ShuffledBatches(data.train, plan.batch_size, seed)
+            before = _train(model, optimizer, batches, plan.steps_before)
+            taken = batches.state_dict()
+            for size in plan.sizes:
+                for way in WAYS:
+                    model_of_way, optimizer_of_way = copy.deepcopy((model, optimizer))
+                    cut(model_of_way, optimizer_of_way, size, way)
+                    batches.load_state_dict(taken)
+                    losses = _train(model_of_way, optimizer_of_way, batches, plan.steps_after)
+                    yield {
+                        "optimizer": name,
+                        "rate": rate,
+                        "seed": seed,
+                        "states": size,
+                        "way": way,
+                        "loss_before": _mean(before[-plan.first_steps :]),
+                        "loss_first": _mean(losses[: plan.first_steps]),
+                        "loss": _mean(losses),
+                    }
+
+
+def _model_config(plan: Plan, data: Dataset) -> hsv_torch.SequenceModelConfig:
+    return hsv_torch.SequenceModelConfig(
+        layer="lru",
+        d_model=plan.d_model,
+        n_states=plan.n_states,
+        head="classification",
+        n_inputs=data.shape.n_inputs,
+        n_outputs=data.shape.n_outputs,
+        norm="batch",
+    )
+
+
+def _train(model: nn.Module, optimizer: torch.optim.Optimizer, batches: ShuffledBatches, steps: int) -> list[float]:
+    losses = []
+    for _ in range(steps):
+        inputs, labels = batches.next()
+        loss = nn.functional.cross_entropy(model(inputs), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _mean(values: Sequence[float]) -> float:
+    return summarise(values).mean
+
+
+def write_results(results: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any], path: Path) -> None:
+    """Write the measurements with where they come from as JSON, a line a measurement."""
+    lines = ",\n".join("  " + json.dumps(result) for result in results)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = f'{{\n "provenance": {json.dumps(provenance)},\n "measurements": [\n{lines}\n ]\n}}\n'
+    write_atomically(text.encode(), path)
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Return the measurements of the file.
+
+    Raises
+    ------
+    ResultError
+        If it is no such file.
+    """
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))["measurements"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ResultError(f"{path} has no measurements of moments: {error}") from error
+
+
+def moments_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return a Markdown table: a row for each optimizer and size; losses of the three ways and paired differences to the carried ones."""
+    lines = [
+        "| optimizer, states left | loss after the cut | carried | sliced | reset | sliced - carried | reset - carried |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for optimizer, states in dict.fromkeys((r["optimizer"], r["states"]) for r in results):
+        for key, name in (("loss_first", "first steps"), ("loss", "all steps")):
+            values = {
+                way: {
+                    r["seed"]: r[key]
+                    for r in results
+                    if (r["optimizer"], r["states"], r["way"]) == (optimizer, states, way)
+                }
+                for way in WAYS
+            }
+            means = [f"{summarise(list(values[way].values())).mean:.4f}" for way in WAYS]
+            differences = [_difference(values[way], values["carried"]) for way in ("sliced", "reset")]
+            lines.append(f"| {' | '.join((f'{optimizer}, {states}', name, *means, *differences))} |")
+    return "\n".join(lines)
+
+
+def _difference(first: Mapping[int, float], second: Mapping[int, float]) -> str:
+    found = paired_difference(first, second)
+    if found.interval is None:
+        return f"{found.mean:+.4f}"
+    text = f"{found.mean:+.4f} ({found.interval[0]:+.4f} to {found.interval[1]:+.4f})"
+    return f"**{text}**" if found.is_clear else text
