@@ -601,7 +601,7 @@ def export_onnx(
     -----
     The states of one step are in memory for Mamba, Mamba-2, S4D and gated linear attention, those of all steps for LRU and S5. A ``Scan`` runs its steps one after the other, each with the
     overhead of a few operators: ``python -m asv_benchmarks.step_mode --sequence 256`` found a quarter to a half of the time of as many calls of an :func:`export_onnx_step`, and
-    1.1 to 2.2 times that of this package's own kernels.
+    1.2 to 2.1 times that of this package's own kernels.
 
     Examples
     --------
