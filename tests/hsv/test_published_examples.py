@@ -84,6 +84,6 @@ def test_heat_equation_has_no_fewer_right_values_than_slicot_finds():
     sys = known.heat_equation(200).system()
     truth = exact.heat_equation_hankel_values(200)[:40]
     place = formula_problems.first_wrong(hsv.hankel_singular_values(sys), truth)
-    assert place >= 22
+    assert place >= 23
     peer = formula_problems.PEERS["python-control"]
     assert formula_problems.first_wrong(peer.values(sys), truth) <= 12
