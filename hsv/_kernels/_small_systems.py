@@ -720,13 +720,13 @@ def _angle(x: Any, y: Any, si: Any, ti: Any, qi: Any, sj: Any, tj: Any, qj: Any,
 
 
 @njit(cache=True, nogil=True)
-def _schedule(n: int, block: int, group: int) -> NDArray[np.int64]:
+def _schedule(n: int, block: int, group: int) -> NDArray[np.int16]:
     """The pairs of columns of one sweep, in groups without a common column; short groups are filled with the column ``n``, which is zero.
 
     Blocks of columns meet in turn, so that two of them stay in the first-level cache for all their pairs.
     """
     blocks = (n + block - 1) // block
-    pairs = np.full((blocks * block * (blocks * block + block), 2), n)
+    pairs = np.full((blocks * block * (blocks * block + block) // 2, 2), n, np.int16)  # small beside the matrices
     count = 0
     for i in range(blocks):
         for turn in range(block - 1):
@@ -759,7 +759,7 @@ def _sweep_across(
     matrix: int,
     stride: int,
     sizes: int,
-    pairs: NDArray[np.int64],
+    pairs: NDArray[np.int16],
     small: Any,
     loose: Any,
 ) -> Any:
@@ -798,7 +798,7 @@ def _sweep_within(
     matrix: int,
     stride: int,
     sizes: int,
-    pairs: NDArray[np.int64],
+    pairs: NDArray[np.int16],
     scratch: int,
     small: Any,
     loose: Any,
@@ -855,7 +855,7 @@ def _sweep_within(
 
 @njit(cache=True, nogil=True)
 def _eight_products(
-    w: RealArray, planes: int, plane: int, matrix: int, stride: int, pairs: NDArray[np.int64], begin: int, target: int
+    w: RealArray, planes: int, plane: int, matrix: int, stride: int, pairs: NDArray[np.int16], begin: int, target: int
 ) -> None:
     """The inner products ``x^H y`` of eight pairs of columns: the real parts, then the imaginary ones."""
     i0, i1, i2, i3 = (matrix + pairs[begin, 0] * stride, matrix + pairs[begin + 1, 0] * stride,
@@ -902,7 +902,7 @@ def _orthogonalize(
     stride: int,
     sizes: int,
     scratch: int,
-    pairs: NDArray[np.int64],
+    pairs: NDArray[np.int16],
     strict: bool,
 ) -> bool:
     """One-sided Jacobi: rotate pairs of columns until all are orthogonal; the rest of the columns follows. Returns whether they are.

@@ -1,6 +1,7 @@
 """The compiled pipeline for small diagonal systems: its kernels against their references, the whole against exact arithmetic and the general path."""
 
 import inspect
+import shutil
 import subprocess
 import sys
 import warnings
@@ -467,3 +468,16 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(run.stdout) < 2 * 2**20  # kilobytes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or shutil.which("cc") is None, reason="counts in glibc's malloc"
+)
+def test_values_of_a_system_need_four_squares_of_numbers():
+    command = [sys.executable, "-m", "asv_benchmarks.peak_memory"]
+    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+    most = {(int(n), dtype): float(peak) for n, dtype, task, peak, _ in rows if task == "values"}
+    for case in ((64, "float64"), (128, "float64"), (64, "complex128")):
+        assert most[case] <= 4.0
