@@ -9,7 +9,7 @@ from asv_benchmarks.systems import dense_system, lru_system
 class Continuous:
     """How long does balanced truncation of one dense continuous system to 10 states take, beside control.balred and SLICOT's AB09AD?"""
 
-    params = (sizes([16, 256], [100, 512]), ["hsv", "python-control", "slycot"])
+    params = (sizes([16, 100, 256], [512]), ["hsv", "python-control", "slycot"])
     param_names = ("states", "library")
 
     def setup(self, states, library):
