@@ -242,3 +242,14 @@ def test_an_impossible_call_says_why(call, error, words):
 def test_every_layer_of_the_package_has_a_short_name():
     own = {layer for layer in hsv_torch.registered_layer_types() if layer.__module__.startswith("hsv_torch.layers")}
     assert own == {kind.layer for kind in LAYER_KINDS.values()}
+
+
+def test_a_language_model_compiles_in_one_graph():
+    config = hsv_torch.SequenceModelConfig(
+        layer="mamba", d_model=8, n_states=4, head="language_model", n_outputs=5, vocabulary=5
+    )
+    model = hsv_torch.SequenceModel(config)
+    tokens = torch.randint(5, (2, 9))
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(tokens), model(tokens))
+    assert torch.export.export(model.eval(), (tokens,)).module()(tokens).shape == (2, 9, 5)
