@@ -55,7 +55,7 @@ def test_measurements_go_through_the_file_into_a_table(tmp_path):
 
 
 def test_the_page_shows_what_the_file_has():
-    before, first, rest = (DOCS / "experiments.md").read_text(encoding="utf-8").partition(MARKS[0])
+    _, first, rest = (DOCS / "experiments.md").read_text(encoding="utf-8").partition(MARKS[0])
     assert first
     shown = rest.partition(MARKS[1])[0].strip()
     assert shown == moments_table(read_results(DOCS / "data" / "moments.json"))
