@@ -214,7 +214,7 @@ def study_table(
         Path | None, typer.Option(help="Page that gets the tables, between its two marks.", show_default=False)
     ] = None,
 ) -> None:
-    """Show what a study has measured, as Markdown, or put it into a page."""
+    """Show what a study has measured, or put it into a page."""
     from paper_repro.study.measurements import read_measurements
     from paper_repro.study.tables import put_tables, study_tables
 
@@ -234,7 +234,7 @@ def moments(
     stored: Annotated[bool, typer.Option("--stored", help="Measure nothing: the table of what the file has.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Two seeds and a few steps: whether everything runs.")] = False,
 ) -> None:
-    """Loss after a cut with the optimizer's moments carried, sliced and reset; two minutes on one core."""
+    """Cuts with the optimizer's moments carried, sliced and reset."""
     import torch
 
     from paper_repro.moments import MARKS, QUICK, Plan, measure, moments_table, read_results, write_results
@@ -248,7 +248,7 @@ def moments(
     if into is None:
         Console().print(table, markup=False, highlight=False, soft_wrap=True)
     else:
-        put_tables(table, into, MARKS)
+        put_tables(f"{table}\n", into, MARKS)
 
 
 def default_workers() -> int:
