@@ -1,7 +1,7 @@
 """Products and singular values of dense NumPy matrices by SciPy's BLAS and LAPACK, where the Schur forms come from.
 
 The wheels of NumPy and SciPy bring one OpenBLAS each, and each keeps its own threads, which wait for work by spinning. Where the two are called in turn, the threads of
-one hold the processors that those of the other need: with two threads on two processors a reduction of 100 states took 1.7 times as long as with one, and 10 times at worst.
+one hold the processors that those of the other need: with two threads on two processors reductions of 100 to 512 states took 1.5 to 1.7 times as long as they do now.
 Arrays of other libraries are left to their library.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import scipy.linalg
 
 from hsv import _device
-from hsv._array import Array
+from hsv._array import Array, namespace
 from hsv._errors import HsvError
 
 # OpenBLAS keeps products of a matrix and a vector below 9,216 multiplications in one thread, and larger products of two matrices.
@@ -101,6 +101,35 @@ def svd(x: Array) -> tuple[Array, Array, Array]:
     return left.reshape(x.shape), values.reshape(x.shape[:-1]), right.reshape(x.shape)
 
 
+def inverse(x: Array) -> Array:
+    """Return the inverses of regular matrices ``(..., n, n)``."""
+    if type(x) is not np.ndarray or x.shape[-1] <= _INSTANT:
+        return namespace(x).linalg.inv(x)
+    getrf, getri = _routines(x, "getrf", "getri")
+    n = x.shape[-1]
+    flat = x.reshape(-1, n, n)
+    result = np.empty_like(flat)
+    for k, matrix in enumerate(flat):
+        triangles, pivots, info = getrf(matrix)
+        if not info:
+            result[k], info = getri(triangles, pivots, lwork=_BLOCK * n, overwrite_lu=1)
+        if info:
+            raise np.linalg.LinAlgError(f"matrix {k} of the batch is singular")
+    return result.reshape(x.shape)
+
+
+def eigenvalues(x: np.ndarray) -> np.ndarray:
+    """Return the eigenvalues of matrices ``(..., n, n)`` of finite numbers, complex, ``(..., n)``."""
+    n = x.shape[-1]
+    if n <= _INSTANT:
+        return np.linalg.eigvals(x).astype(np.complex128)
+    values = np.empty((math.prod(x.shape[:-2]), n), np.complex128)
+    for k, matrix in enumerate(x.reshape(-1, n, n)):
+        values[k] = scipy.linalg.eigvals(matrix, check_finite=False)
+    return values.reshape(x.shape[:-1])
+
+
+_INSTANT = 20  # up to here no routine of a BLAS asks for a second thread, and NumPy takes a batch in one call
 _EPS = float(np.finfo(np.float64).eps)
 _BLOCK = 64  # columns that LAPACK takes at a time, if the workspace is that long
 _SMALL = 64  # up to here the QR iteration for vectors, which keeps all digits of the values, takes no longer than the fast method

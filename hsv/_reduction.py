@@ -24,7 +24,7 @@ from hsv._array import (
     to_host,
     widen,
 )
-from hsv._blas import product
+from hsv._blas import eigenvalues, inverse, product
 from hsv._doubling import is_stable
 from hsv._errors import HsvError, OrderError, OrderWarning
 from hsv._hankel import (
@@ -401,7 +401,7 @@ def make_biorthogonal(left: Array, right: Array, keep: Array) -> Array:
     r = left.shape[-1]
     gram = product(conjugate_transpose(left), right)
     padding = xp.astype(xp.eye(r, dtype=keep.dtype, device=device(keep)) * (1 - keep)[..., None, :], gram.dtype)
-    return product(left, conjugate_transpose(xp.linalg.inv(gram + padding)))
+    return product(left, conjugate_transpose(inverse(gram + padding)))
 
 
 def _project(sys: LinearSystem, left: Array, right: Array, keep: Array) -> StateSpace:
@@ -447,7 +447,11 @@ def check_stability(reduced: StateSpace, sigma: np.ndarray, orders: np.ndarray) 
     """The promise of balanced reductions, checked on the rounded result: on its device if powers prove it, else by the eigenvalues."""
     if not in_host_memory(reduced.A) and is_stable(widen(reduced.A), discrete=reduced.is_discrete):
         return
-    margin = to_host(stability_margin(reduced))
+    if type(reduced.A) is np.ndarray:
+        poles = eigenvalues(widen(reduced.A))
+        margin = 1.0 - np.abs(poles) if reduced.is_discrete else -poles.real
+    else:
+        margin = to_host(stability_margin(reduced))
     if np.all(margin > 0):
         return
     index = np.unravel_index(int(np.argmin(margin)), margin.shape)[:-1]

@@ -31,6 +31,23 @@ def test_products_are_numpys_in_every_layout(n, complex_, rng):
         np.testing.assert_array_equal(before[1], y)
 
 
+@pytest.mark.parametrize("complex_", [False, True])
+@pytest.mark.parametrize("n", [3, 40])
+def test_inverses_and_eigenvalues(n, complex_, rng):
+    x = numbers(rng, 2, 3, n, n, complex_=complex_)
+    before = x.copy()
+    np.testing.assert_allclose(_blas.inverse(x) @ x, np.broadcast_to(np.eye(n), x.shape), atol=1e-10)
+    found = _blas.eigenvalues(x)
+    assert (found.dtype, found.shape) == (np.complex128, (2, 3, n))
+    for values, matrix in zip(found.reshape(-1, n), x.reshape(-1, n, n), strict=True):
+        np.testing.assert_allclose(np.poly(values)[1], -np.trace(matrix), rtol=1e-10)
+        expected = np.linalg.eigvals(matrix)
+        assert np.abs(values[:, None] - expected).min(axis=1).max() < 1e-10
+    np.testing.assert_array_equal(x, before)
+    with pytest.raises(np.linalg.LinAlgError):
+        _blas.inverse(np.zeros((n, n)))
+
+
 def test_single_precision_is_left_alone(rng):
     x = rng.standard_normal((40, 40)).astype(np.float32)
     assert _blas.product(x, x).dtype == np.float32
