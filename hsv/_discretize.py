@@ -24,8 +24,8 @@ from hsv._array import (
     to_host,
     widen,
 )
+from hsv._cauchy import expm1
 from hsv._errors import DtypeError, HsvError, IllConditionedError, ShapeError
-from hsv._gramians import expm1
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, real_part
 
 METHODS = ("zoh", "bilinear")

@@ -176,6 +176,7 @@ def plot_heat_map(history: History, ax: Axes, *, layer: str | None = None) -> Ax
     ax.invert_yaxis()
     ax.grid(visible=False)
     bar = ax.figure.colorbar(image, ax=ax)
+    assert bar.solids is not None
     bar.solids.set(rasterized=False, edgecolor="face")  # a picture inside the picture would not scale
     bar.set_label("log10 of the value, relative to the largest")
     return ax

@@ -361,10 +361,11 @@ def _save_selective(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Ten
 def _selective_gradients(
     ctx: Any, dy: Tensor | None, d_state: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    x, _, A, *_ = ctx.saved_tensors
+    saved = ctx.saved_tensors  # once: torch.utils.checkpoint lets nobody look twice
+    x, _, A, *_ = saved
     dy = torch.zeros_like(x) if dy is None else dy
     d_state = x.new_empty(0, *A.shape) if d_state is None else d_state
-    *gradients, d_initial = selective_scan_backward(*ctx.saved_tensors, dy, d_state, ctx.has_initial)
+    *gradients, d_initial = selective_scan_backward(*saved, dy, d_state, ctx.has_initial)
     return *gradients, d_initial if ctx.has_initial else None, None, None
 
 
@@ -486,10 +487,11 @@ def _save_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Ten
 def _attention_gradients(
     ctx: Any, dy: Tensor | None, d_state: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    q, _, v, *_ = ctx.saved_tensors
+    saved = ctx.saved_tensors
+    q, _, v, *_ = saved
     dy = torch.zeros_like(v) if dy is None else dy
     d_state = v.new_empty(0, v.shape[2], q.shape[3], v.shape[3]) if d_state is None else d_state
-    *gradients, d_initial = gated_linear_attention_backward(*ctx.saved_tensors, dy, d_state, ctx.has_initial)
+    *gradients, d_initial = gated_linear_attention_backward(*saved, dy, d_state, ctx.has_initial)
     return *gradients, d_initial if ctx.has_initial else None, None, None
 
 

@@ -138,7 +138,7 @@ def test_bad_input():
     with pytest.raises(TypeError, match="`loss` is missing"):
         made.step()
     assert made.steps == 0
-    with pytest.raises(TypeError, match="LossFalls, a hsv_torch.RankingSettles or None"):
+    with pytest.raises(TypeError, match=r"LossFalls, a hsv_torch\.RankingSettles or None"):
         compressor(0.5)
 
 

@@ -339,13 +339,7 @@ class TestAccumulation:
     "layer",
     [
         "lru",
-        pytest.param(
-            "mamba",
-            marks=pytest.mark.xfail(
-                raises=torch.utils.checkpoint.CheckpointError,
-                reason="the selective scan unpacks what it saved twice, which torch.utils.checkpoint refuses",
-            ),
-        ),
+        "mamba",
     ],
 )
 def test_checkpointed_blocks(layer):
