@@ -59,14 +59,15 @@ def singular_values(x: Array) -> Array:
     A QR factorization first: where the columns of a matrix fall in size, the rows of its triangle do as well, and far smaller values survive the bidiagonal form. With it the
     first Hankel value wrong by 1 % is the 24th of the heat equation with 200 states, in place of the 23rd, and the 33rd of Penzl's FOM in place of the 31st.
     """
-    if type(x) is not np.ndarray:
+    if type(x) is not np.ndarray or _device.kernels_serve(x, x.shape[-1]):
         return _device.singular_values(x)
     geqrf, gesdd = _routines(x, "geqrf", "gesdd")
     n = x.shape[-1]
     values = np.empty((math.prod(x.shape[:-2]), n))
     for k, matrix in enumerate(x.reshape(-1, n, n)):
-        triangle = np.triu(geqrf(matrix, lwork=_BLOCK * n)[0])
-        values[k] = _values_of_triangle(gesdd, triangle, _tails(triangle))
+        triangle = geqrf(matrix, lwork=_BLOCK * n)[0]
+        triangle[np.tri(n, k=-1, dtype=bool)] = 0  # in place: one array less at a time
+        values[k] = _values_of_triangle(gesdd, triangle, _tails(triangle), overwrite=True)
     return values.reshape(x.shape[:-1])
 
 
@@ -76,7 +77,7 @@ def svd(x: Array) -> tuple[Array, Array, Array]:
     From large NumPy arrays only as many columns of ``U`` and rows of ``Vh`` as the triangle has rows above rounding errors, the others are zero. At 512 states of a random
     stable system that is a tenth of them, which pays for values with all their digits: LAPACK's fast method for vectors loses those below ``eps s_1``.
     """
-    if type(x) is not np.ndarray:
+    if type(x) is not np.ndarray or _device.kernels_serve(x, x.shape[-1]):
         return _device.svd(x)
     n = x.shape[-1]
     flat = x.reshape(-1, n, n)
@@ -131,7 +132,7 @@ def eigenvalues(x: np.ndarray) -> np.ndarray:
 
 _INSTANT = 20  # up to here no routine of a BLAS asks for a second thread, and NumPy takes a batch in one call
 _EPS = float(np.finfo(np.float64).eps)
-_BLOCK = 64  # columns that LAPACK takes at a time, if the workspace is that long
+_BLOCK = 32  # columns that LAPACK takes at a time, if the workspace is that long
 _SMALL = 64  # up to here the QR iteration for vectors, which keeps all digits of the values, takes no longer than the fast method
 
 
@@ -140,7 +141,9 @@ def _routines(x: np.ndarray, *names: str) -> tuple[Callable[..., Any], ...]:
     return tuple(getattr(scipy.linalg.lapack, ("z" if np.iscomplexobj(x) else "d") + name) for name in names)
 
 
-def _values_of_triangle(gesdd: Callable[..., Any], triangle: np.ndarray, tails: np.ndarray) -> np.ndarray:
+def _values_of_triangle(
+    gesdd: Callable[..., Any], triangle: np.ndarray, tails: np.ndarray, *, overwrite: bool = False
+) -> np.ndarray:
     """Singular values, descending, in blocks of rows: those that are below ``eps^2`` of the rows above change nothing there.
 
     A block is a matter of some 30 rows where the values of a system fall fast.
@@ -149,7 +152,8 @@ def _values_of_triangle(gesdd: Callable[..., Any], triangle: np.ndarray, tails: 
     values, begin = np.empty(n), 0
     while begin < n:
         end = _rows_above(tails, begin, _EPS**2)
-        _, values[begin:end], _, info = gesdd(triangle[begin:end, begin:], compute_uv=0, full_matrices=0)
+        block = triangle[begin:end, begin:]
+        _, values[begin:end], _, info = gesdd(block, compute_uv=0, full_matrices=0, overwrite_a=overwrite)
         _require_convergence(info)
         begin = end
     return -np.sort(-values)
@@ -157,7 +161,9 @@ def _values_of_triangle(gesdd: Callable[..., Any], triangle: np.ndarray, tails: 
 
 def _tails(triangle: np.ndarray) -> np.ndarray:
     """For each row a bound of the norm of what lies in it and below: no squares, which would underflow."""
-    return np.cumsum(np.sum(np.abs(triangle), axis=1)[::-1])[::-1]
+    n = len(triangle)
+    sums = sum(np.abs(triangle[:, k : k + _BLOCK]).sum(axis=1) for k in range(0, n, _BLOCK))
+    return np.cumsum(np.asarray(sums)[::-1])[::-1]
 
 
 def _rows_above(tails: np.ndarray, begin: int, share: float) -> int:
