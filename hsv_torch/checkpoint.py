@@ -184,6 +184,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     {'0': {'n_states': 16}}
     """
     path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; name the file in it")
     tensors: dict[str, torch.Tensor] = {}
     try:
         with safetensors.safe_open(path, framework="pt") as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -443,7 +444,12 @@ class Planner:
                 plans[name] = PlannedCut(layers[name], adapter_of(layers[name]), plan)
         apply_cuts(trial, plans)
         with without_trace(self.model), torch.enable_grad():
-            return float(budget.measure(trial))
+            found = budget.measure(trial)
+        if isinstance(found, bool) or not isinstance(found, int | float | np.number) or not 0 < found < math.inf:
+            raise HsvError(
+                f"`measure` of the Budget must return a positive, finite number of seconds, got {found!r} for the sizes {dict(sizes)}"
+            )
+        return float(found)
 
 
 def cut_record(name: str, cut: Cut) -> LayerRecord:

@@ -86,6 +86,10 @@ class Schedule:
 
     def _checked_steps(self, at: Iterable[int]) -> tuple[int, ...]:
         _check_count("total_steps", self.total_steps)
+        if not isinstance(at, Iterable):
+            raise DtypeError(
+                f"`at` must be a list of optimizer steps, got {at!r}; Schedule.once makes a single attempt"
+            )
         steps = tuple(at)
         if not steps:
             raise HsvError("`at` is empty, so nothing would ever be cut; name at least one optimizer step")
@@ -115,7 +119,10 @@ class Schedule:
         >>> Schedule.every(1_000, 200, start=100).steps
         (300, 500, 700, 900)
         """
+        _check_count("total_steps", total_steps)
         _check_count("steps", steps)
+        if isinstance(start, bool) or not isinstance(start, int) or start < 0:
+            raise HsvError(f"`start` must be an int of at least 0 (optimizer steps), got {start!r}")
         stop = total_steps if stop is None else stop
         at = tuple(range(start + steps, stop + 1, steps))
         if not at:
@@ -131,6 +138,8 @@ class Schedule:
         >>> Schedule.after_warm_up(20_000, 1_000).steps
         (1500, 2000, 2500, 3000)
         """
+        _check_count("total_steps", total_steps)
+        _check_count("warm_up_steps", warm_up_steps)
         begin = warm_up_steps / total_steps
         return cls(total_steps, window=(begin, begin + part), attempts=attempts)
 

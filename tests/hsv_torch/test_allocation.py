@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -103,6 +105,15 @@ class TestBudget:
         assert 15 <= sum(states(model).values()) <= 20
         assert states(model) in seen
         assert len(seen) <= 12
+
+    @pytest.mark.parametrize("found", [None, math.nan, math.inf, 0.0, -1.0, True, "0.1"])
+    def test_what_measure_may_not_return(self, found):
+        model = two_layers((6, 6))
+        with pytest.raises(
+            hsv.HsvError, match=r"`measure` of the Budget must return a positive, finite number of seconds, got"
+        ):
+            hsv_torch.compress_(model, Budget(seconds=0.1, measure=lambda trial: found))
+        assert states(model) == {"0": 6, "1": 6}
 
     def test_what_cannot_be_met(self):
         model = two_layers()

@@ -216,6 +216,9 @@ class TestBadFiles:
         with pytest.raises(FileNotFoundError):
             load_into(classifier(), tmp_path / "none.safetensors")
 
+    def test_a_folder(self, tmp_path):
+        self.check(tmp_path, "is a folder; name the file in it")
+
     @pytest.mark.parametrize("keep", [0, 10, 0.5, -1])
     def test_truncated(self, saved, keep):
         path = saved[2]

@@ -64,6 +64,9 @@ class TestSchedules:
             (lambda: Schedule.every(100, 0), "`steps` must be at least 1"),
             (lambda: Schedule.every(100, 60, start=50), "there is no step every 60 steps after `start` = 50"),
             (lambda: Schedule.after_warm_up(100, 95), "`window` must satisfy"),
+            (lambda: Schedule.after_warm_up(0, 5), "`total_steps` must be at least 1, got 0"),
+            (lambda: Schedule.every(100, 10, start=-50), "`start` must be an int of at least 0"),
+            (lambda: Schedule(100, at=3), "`at` must be a list of optimizer steps, got 3; Schedule.once"),
         ],
     )
     def test_impossible_ones(self, make_one, message):
