@@ -222,6 +222,9 @@ def _rotate_into_first(G: Array, pivot: Array) -> Array:
     xp = namespace(G)
     row = _take(G, pivot, axis=-2)  # (..., 1, m)
     norm = xp.sqrt(xp.sum(squared_modulus(row), axis=-1, keepdims=True))
+    # Of length 1 or 0: near the end of an elimination squares are no normal numbers, and have no inverses.
+    row = row / xp.where(norm > 0, norm, xp.ones_like(norm)) * xp.astype(norm > 0, norm.dtype)
+    norm = xp.sqrt(xp.sum(squared_modulus(row), axis=-1, keepdims=True))
     head = row[..., :1]
     size = xp.abs(head)
     sign = xp.where(size > 0, head / xp.where(size > 0, size, xp.ones_like(size)), xp.ones_like(head))

@@ -230,3 +230,7 @@ def _run(
         raise HsvError(
             "the one-sided Jacobi iteration did not converge; look for poles, B or C of extreme sizes, and scale the states"
         )
+    if not np.all(np.isfinite(values)):
+        raise HsvError(
+            "the Hankel singular values of a system are beyond the range of double precision, or B or C is near its end; scale B and C down"
+        )

@@ -764,9 +764,13 @@ def cauchy_factor(generators: ComplexArray, differences: ComplexArray, denominat
             if squares[p] == 0.0:
                 break
             if m > 1:
+                length = np.sqrt(squares[p])
+                for c in range(m):  # of length 1: near the end of an elimination squares have no inverses
+                    v[c] = G[c, p] / length
+                length = 0.0
                 for c in range(m):
-                    v[c] = G[c, p]
-                length, size = np.sqrt(squares[p]), np.abs(v[0])
+                    length += v[c].real ** 2 + v[c].imag ** 2
+                length, size = np.sqrt(length), np.abs(v[0])
                 v[0] = v[0] + length if size == 0.0 else v[0] + v[0] / size * length
                 scale = 1.0 / (length * (length + size))
                 weight[:] = 0.0

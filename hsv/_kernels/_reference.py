@@ -251,6 +251,8 @@ def cauchy_factor(generators: ComplexArray, differences: ComplexArray, denominat
             if length == 0.0:  # the Schur complement is zero, and so are the columns that are left
                 break
             if G.shape[1] > 1:
+                row /= length  # near the end of an elimination squares have no inverses
+                length, size = np.linalg.norm(row), np.abs(row[:1]).sum()
                 row[0] += length if size == 0 else row[0] / size * length
                 G -= np.outer(G @ row.conj() / (length * (length + size)), row)
             L[:, k] = G[:, 0] * np.sqrt(d[p, p].real) / d[:, p]

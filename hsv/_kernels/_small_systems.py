@@ -313,11 +313,17 @@ def _eliminate(
 @njit(cache=True, nogil=True)
 def _reflect(w: RealArray, planes: int, nv: int, gens: int, m: int, head: int) -> None:
     """Apply to every row of generators the Householder reflection that leaves only the first entry of the row in `head`."""
-    zero, one = splat(0.0), splat(1.0)
+    zero, one, least = splat(0.0), splat(1.0), splat(_TINY)
     plane = LANES * nv
+    big = zero  # the row is scaled to it: near the end of an elimination its squares are no normal numbers, and their inverses none at all
+    for c in range(m * planes):
+        g = absolute(load(w, head + c * LANES))
+        big = where_less(big, g, g, big)
+    inverse = where_less(least, big, one / where_less(least, big, big, one), zero)
     square = zero
     for c in range(m * planes):
-        g = load(w, head + c * LANES)
+        g = load(w, head + c * LANES) * inverse
+        store(w, head + c * LANES, g)
         square = fma(g, g, square)
     length = sqrt(square)
     a = load(w, head)

@@ -204,3 +204,22 @@ def test_four_matrices_are_enough(phase, arrays, rng):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < arrays * 16 * n**2
+
+
+@pytest.mark.parametrize("n", [16, 150])  # the pipeline of small systems, and the general path
+@pytest.mark.parametrize("m", [2, 3])
+@pytest.mark.parametrize("library", [np, strict])
+@pytest.mark.parametrize("complex_", [True, False])
+def test_equal_poles_leave_as_many_values_as_inputs_and_no_nan(complex_, library, m, n, rng):
+    """The Gramian has rank m, and what elimination leaves of it falls by rounding errors of rounding errors."""
+    pole = 0.8 * np.exp(0.4j) if complex_ else 0.8
+    B, C = (rng.normal(size=shape) + (1j * rng.normal(size=shape) if complex_ else 0) for shape in ((n, m), (m, n)))
+    sys = hsv.DiagonalStateSpace(*(library.asarray(x) for x in (np.full(n, pole), B, C)), dt=True)
+    found = np.asarray(hsv.hankel_singular_values(sys))
+    # all states move alike: C B of rank m, times the impulse response of one state
+    expected = np.linalg.svd(C @ B, compute_uv=False) / (1 - abs(pole) ** 2)
+    np.testing.assert_allclose(found[:m], expected, rtol=1e-10)
+    assert (found[m:] <= 1e-12 * found[0]).all()
+    assert np.isfinite(found).all()
+    for factor in (hsv.controllability_factor(sys), hsv.observability_factor(sys)):
+        assert np.isfinite(np.asarray(factor)).all()

@@ -211,6 +211,7 @@ def test_results_depend_on_the_system_alone_bit_for_bit(complex_, n, m, rng, mon
     with monkeypatch.context() as patch:
         patch.setattr(numba.config, "NUMBA_NUM_THREADS", 1)
         whole = results(slice(None))
+    assert all(np.isfinite(x).all() for x in whole)  # NaN equals NaN below
     with monkeypatch.context() as patch:
         patch.setattr(numba.config, "NUMBA_NUM_THREADS", 5)
         for x, y in zip(whole, results(slice(None)), strict=True):
@@ -481,3 +482,16 @@ def test_values_of_a_system_need_four_squares_of_numbers():
     most = {(int(n), dtype): float(peak) for n, dtype, task, peak, _ in rows if task == "values"}
     for case in ((64, "float64"), (128, "float64"), (64, "complex128")):
         assert most[case] <= 4.0
+
+
+@pytest.mark.parametrize("compute", [hsv.hankel_singular_values, lambda sys: hsv.balanced_truncation(sys, 3)])
+@pytest.mark.parametrize("n", [8, 200])
+def test_values_that_overflow_are_an_error_and_no_nan(compute, n):
+    poles = np.linspace(0.5, 0.8, n) * np.ones((3, 1))
+    B = np.ones((3, n, 1))
+    B[1] *= 1e300
+    sys = hsv.DiagonalStateSpace(poles, B, B.swapaxes(1, 2), dt=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of the overflow itself
+        with pytest.raises(hsv.HsvError, match="scale B and C down"):
+            compute(sys)
