@@ -224,6 +224,20 @@ def dual(sys: LinearSystem) -> LinearSystem:
     return StateSpace(conjugate_transpose(sys.A), B, C, D, dt=sys.dt)
 
 
+def require_range(sys: LinearSystem) -> None:
+    """Raise unless squares of the largest entries of ``B`` and of ``C`` are normal numbers, or a map is zero: elimination chooses its pivots by them."""
+    for name, X in (("B", sys.B), ("C", sys.C)):
+        xp = namespace(X)
+        largest = widen(xp.max(xp.max(xp.abs(X), axis=-1), axis=-1))
+        wrong = ((largest < 1e-150) & (largest > 0)) | (largest > 1e150)
+        if bool(xp.any(wrong)):
+            found = float(to_host(largest).reshape(-1)[int(np.argmax(to_host(wrong)))])
+            raise HsvError(
+                f"the largest entry of {name} must be zero or have a size in [1e-150, 1e150], found {found:.3g}; choose other units for the "
+                f"{'inputs' if name == 'B' else 'outputs'}"
+            )
+
+
 def require_stable(sys: LinearSystem) -> None:
     """Raise :class:`UnstableSystemError` that names the worst pole; dense systems are left to the solver, which sees the Schur form."""
     if not isinstance(sys, DiagonalStateSpace):

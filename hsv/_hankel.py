@@ -9,7 +9,7 @@ from typing import NamedTuple
 from hsv import _blas, _small_systems
 from hsv._array import Array, conjugate_transpose, imag, in_host_memory, namespace, real, round_to, transpose, widen
 from hsv._cauchy import cauchy_factors
-from hsv._gramians import require_stable
+from hsv._gramians import require_range, require_stable
 from hsv._lyapunov import solve_lyapunov_factored_pair
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace
 
@@ -117,6 +117,7 @@ def gramian_factors(sys: LinearSystem) -> Factors:
         )
     assert isinstance(sys, DiagonalStateSpace)
     require_stable(sys)
+    require_range(sys)
     factors = Factors(*cauchy_factors(sys))
     if sys._conjugate_pairs:
         return Factors(*(_real_factor(L) for L in factors[:2]))

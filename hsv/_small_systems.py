@@ -14,7 +14,7 @@ import numpy as np
 from hsv import _kernels
 from hsv._array import Array, from_host, in_host_memory, is_complex, real, to_host
 from hsv._errors import HsvError
-from hsv._gramians import require_stable
+from hsv._gramians import require_range, require_stable
 from hsv._kernels import _threads
 from hsv._systems import DiagonalStateSpace, LinearSystem
 
@@ -52,6 +52,8 @@ def hankel_values(sys: LinearSystem) -> Array:
     """:func:`hsv.hankel_singular_values` in double precision, of a system that :func:`fits`."""
     assert isinstance(sys, DiagonalStateSpace)
     require_stable(sys)
+    if max(sys.n_inputs, sys.n_outputs) > 1:
+        require_range(sys)
     values = np.empty((math.prod(sys.batch_shape), sys.n_states))
     for begin, end, arrays in _blocks(sys):
         _run(sys, arrays, False, values[begin:end])
@@ -62,6 +64,8 @@ def balancing_bases(sys: LinearSystem) -> tuple[Array, Array, Array]:
     """All Hankel singular values and, of the singular value decomposition ``Lo^H Lc = U S V^H``, ``Lo U`` and ``Lc V``; in double precision."""
     assert isinstance(sys, DiagonalStateSpace)
     require_stable(sys)
+    if max(sys.n_inputs, sys.n_outputs) > 1:
+        require_range(sys)
     n, count = sys.n_states, math.prod(sys.batch_shape)
     values, bases = np.empty((count, n)), np.empty((2, count, n, n, 2 if is_complex(sys.B) else 1))
     for begin, end, arrays in _blocks(sys):
@@ -97,6 +101,8 @@ def truncate(
     """
     assert isinstance(sys, DiagonalStateSpace)
     require_stable(sys)
+    if max(sys.n_inputs, sys.n_outputs) > 1:
+        require_range(sys)
     values = np.empty((math.prod(sys.batch_shape), sys.n_states))
     guessed, results = _truncate_blocks(sys, values, lambda part: guess(values[part]), single)
     orders, notes = choose(values.reshape(*sys.batch_shape, sys.n_states))

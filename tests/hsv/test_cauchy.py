@@ -223,3 +223,16 @@ def test_equal_poles_leave_as_many_values_as_inputs_and_no_nan(complex_, library
     assert np.isfinite(found).all()
     for factor in (hsv.controllability_factor(sys), hsv.observability_factor(sys)):
         assert np.isfinite(np.asarray(factor)).all()
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e170])
+@pytest.mark.parametrize("n", [8, 150])
+def test_maps_whose_squares_are_no_numbers_are_refused(n, scale, rng):
+    B, C = rng.normal(size=(2, n, 2)), rng.normal(size=(2, 2, n))
+    B[1] *= scale
+    sys = hsv.DiagonalStateSpace(np.linspace(0.3, 0.9, n) * np.ones((2, 1)), B, C, dt=True)
+    for compute in (hsv.hankel_singular_values, lambda sys: hsv.balanced_truncation(sys, 3)):
+        with pytest.raises(
+            hsv.HsvError, match=r"the largest entry of B must be zero or have a size in \[1e-150, 1e150\], found"
+        ):
+            compute(sys)
