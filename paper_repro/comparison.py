@@ -144,7 +144,7 @@ def group_runs(results: Iterable[RunResult]) -> list[ArmFigures]:
 def _identity_of_arm(config: RunConfig) -> str:
     values = {key: value for key, value in config.identity().items() if key != "seed"}
     if config.sizes_of is not None:  # the sizes differ with the seeds; the cuts that they come from do not
-        del values["n_states"]
+        values.pop("n_states", None)
         values |= {key: getattr(config, key) for key in KEYS_OF_CUTS}
     return json.dumps(values, sort_keys=True)
 

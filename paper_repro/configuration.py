@@ -166,9 +166,13 @@ class RunConfig(pydantic.BaseModel):
         return f"{self.task}-{self.arm}-seed{self.seed}-{digest}"
 
     def identity(self) -> dict[str, Any]:
-        """Return the values that decide what is trained, as plain numbers, strings and lists."""
+        """Return the values that decide what is trained and differ from the defaults, as plain numbers, strings and lists.
+
+        Defaults are left out so that a key that is added later changes no run's name; a default must therefore never
+        change once runs were made with it.
+        """
         ignored = KEYS_OUTSIDE_THE_IDENTITY | (KEYS_OF_CUTS if self.arm != "in_training" else frozenset())
-        return self.model_dump(mode="json", exclude=set(ignored))
+        return self.model_dump(mode="json", exclude=set(ignored), exclude_defaults=True)
 
     def with_values(self, **values: Any) -> Self:
         """Return a checked copy with other values."""
