@@ -264,7 +264,6 @@ def _truncate(sys: LinearSystem, rule: Rule, bases: _Bases) -> Reduction:
     small = _small_systems.fits(sys) and not getattr(sys, "_conjugate_pairs", False)
     if small and bases is _balancing_bases:
         return _truncate_small(sys, rule)
-    xp = namespace(sys.B)
     if small:
         sigma, all_observe, all_control = _small_systems.balancing_bases(sys)
     else:
@@ -276,9 +275,6 @@ def _truncate(sys: LinearSystem, rule: Rule, bases: _Bases) -> Reduction:
     r = max(int(orders.max(initial=1)), 1)
 
     orders_device = from_host(orders, sigma)
-    keep = xp.astype(
-        xp.arange(r, device=device(sigma)) < orders_device[..., None], sigma.dtype
-    )  # (..., r): 0 for padding
     if small:
         observe, control = all_observe[..., :r], all_control[..., :r]
     else:
@@ -286,10 +282,7 @@ def _truncate(sys: LinearSystem, rule: Rule, bases: _Bases) -> Reduction:
         control = product(factors.controllability, conjugate_transpose(Vh[..., :r, :]))
         if factors.left is not None:
             observe, control = product(factors.left, observe), product(factors.right, control)
-    left, right = bases(observe, control, sigma[..., :r], keep)
-    left = make_biorthogonal(left, right, keep)
-
-    reduced = _project(sys, left, right, keep)
+    reduced, left, right = project(sys, observe, control, sigma, orders_device, bases)
     if isinstance(sys, DiagonalStateSpace) and sys._conjugate_pairs:
         left, right = from_real_coordinates(left), from_real_coordinates(right)
     bound = error_bound(sigma_host, orders, rounding)
@@ -393,6 +386,23 @@ def choose_orders(
     for note in notes:
         warnings.warn(note, OrderWarning, stacklevel=stacklevel)
     return orders.astype(np.int64), tuple(notes)
+
+
+def project(
+    sys: LinearSystem,
+    observe: Array,
+    control: Array,
+    sigma: Array,
+    orders: Array,
+    bases: _Bases = _balancing_bases,
+) -> tuple[StateSpace, Array, Array]:
+    """Return the reduced system, ``left`` and ``right`` from ``Lo U_r`` and ``Lc V_r`` ``(..., n, r)`` of any two Gramians, in double precision but for the system."""
+    xp = namespace(sigma)
+    r = observe.shape[-1]
+    keep = xp.astype(xp.arange(r, device=device(sigma)) < orders[..., None], sigma.dtype)  # (..., r): 0 for padding
+    left, right = bases(observe, control, sigma[..., :r], keep)
+    left = make_biorthogonal(left, right, keep)
+    return _project(sys, left, right, keep), left, right
 
 
 def make_biorthogonal(left: Array, right: Array, keep: Array) -> Array:

@@ -64,12 +64,27 @@ def singular_perturbation(sys: LinearSystem, rule: Rule | int) -> Reduction:
     bal = balance(in_double_precision(sys))
     sigma = to_host(bal.hankel_singular_values)
     orders, notes = choose_orders(rule, sigma, rounding=bal._rounding)
+    reduced = at_steady_state(bal.system, orders, numerical_rank(sigma, bal._rounding), sys)
+    check_stability(reduced, sigma, orders)
+    return Reduction(
+        system=reduced,
+        orders=from_host(orders, sys.B),
+        hankel_singular_values=round_to(bal.hankel_singular_values, real(sys.B)),
+        error_bound=round_up(from_host(error_bound(sigma, orders, bal._rounding), real(bal.system.A)), sys),
+        left=None,
+        right=None,
+        notes=notes,
+        _rounding=bal._rounding,
+    )
+
+
+def at_steady_state(full: StateSpace, orders: np.ndarray, ranks: np.ndarray, like: LinearSystem) -> StateSpace:
+    """Keep the first `orders` states, solve for the steady state of those up to `ranks`, truncate the rest; in the precision of `like`."""
     r = max(int(orders.max(initial=1)), 1)
-    full = bal.system
     A, B, C, D = (widen(x) for x in (full.A, full.B, full.C, full.D))
     xp = namespace(A)
     place = np.arange(full.n_states)
-    gone = (place >= orders[..., None]) & (place < numerical_rank(sigma, bal._rounding)[..., None])
+    gone = (place >= orders[..., None]) & (place < ranks[..., None])
     kept = place < orders[..., None]
     E, K = (from_host(mask.astype(np.float64), real(A)) for mask in (gone, kept))  # (..., n)
     E, K = xp.astype(E, A.dtype), xp.astype(K, A.dtype)
@@ -85,15 +100,4 @@ def singular_perturbation(sys: LinearSystem, rule: Rule | int) -> Reduction:
     reduced_B = K[..., :, None] * (B - A @ Y)
     reduced_C = C * K[..., None, :] - C @ X
     parts = (reduced_A[..., :r, :r], reduced_B[..., :r, :], reduced_C[..., :r], D - C @ Y)
-    reduced = StateSpace(*(round_to(x, sys.B) for x in parts), dt=sys.dt)
-    check_stability(reduced, sigma, orders)
-    return Reduction(
-        system=reduced,
-        orders=from_host(orders, sys.B),
-        hankel_singular_values=round_to(bal.hankel_singular_values, real(sys.B)),
-        error_bound=round_up(from_host(error_bound(sigma, orders, bal._rounding), real(A)), sys),
-        left=None,
-        right=None,
-        notes=notes,
-        _rounding=bal._rounding,
-    )
+    return StateSpace(*(round_to(x, like.B) for x in parts), dt=full.dt)
