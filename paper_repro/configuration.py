@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import pydantic
 from pydantic import Field, model_validator
@@ -18,8 +18,13 @@ from pydantic import Field, model_validator
 from paper_repro.errors import ConfigurationError
 
 PRESETS = resources.files("paper_repro") / "presets"
-ARMS = ("full", "in_training", "from_scratch")
-Arm = Literal["full", "in_training", "from_scratch"]
+Arm = Literal["full", "in_training", "from_scratch", "pragmatic", "post_training", "distilled", "regularised"]
+ARMS: tuple[Arm, ...] = get_args(Arm)
+ARMS_WITH_A_START: tuple[Arm, ...] = ("post_training", "distilled")
+ARMS_WITH_A_RULE: tuple[Arm, ...] = ("in_training", "post_training", "regularised")
+Reading = Literal[
+    "complex", "real", "last", "aire", "h2", "hinf", "hankel", "magnitude", "random_modes", "smallest", "random"
+]
 
 # These say where a run reads, how often it saves and why it has its size, but change nothing that it computes.
 KEYS_OUTSIDE_THE_IDENTITY = frozenset({"data_dir", "checkpoint_every", "sizes_of"})
@@ -27,6 +32,7 @@ KEYS_OF_CUTS = frozenset(
     {
         "tau",
         "order",
+        "gradual",
         "attempts",
         "reading",
         "method",
@@ -37,6 +43,17 @@ KEYS_OF_CUTS = frozenset(
         "max_drop",
     }
 )
+KEYS_OF_ONE_CUT = frozenset({"tau", "order", "reading", "method", "calibration_sequences"})
+# Keys that some arms do without, and which arms these are: an arm ignores those of the others.
+KEYS_OF_ARMS: dict[Arm, frozenset[str]] = {
+    "full": frozenset(),
+    "in_training": KEYS_OF_CUTS,
+    "from_scratch": frozenset(),
+    "pragmatic": (KEYS_OF_CUTS - {"tau", "order", "gradual"}) | {"share_of_cut", "decide_after"},
+    "post_training": KEYS_OF_ONE_CUT | {"starts_from"},
+    "distilled": frozenset({"starts_from", "temperature", "distillation_weight"}),
+    "regularised": KEYS_OF_ONE_CUT | {"moments", "penalty_weight", "penalty_by"},
+}
 KEYS_OF_LRU = ("min_radius", "max_radius", "max_phase")
 KEYS_OF_SELECTIVE_LAYERS = ("method", "calibration_sequences")
 SELECTIVE_LAYERS = ("mamba",)
@@ -75,7 +92,10 @@ class RunConfig(pydantic.BaseModel):
     max_radius: float = Field(0.999, gt=0, lt=1)
     max_phase: float = Field(2 * math.pi, gt=0, le=2 * math.pi, description="of the same poles, in radians")
 
-    steps: int = Field(3000, ge=1)
+    starts_from: str | None = Field(
+        None, description="the finished run whose best model is cut (arm post_training) or teaches (arm distilled)"
+    )
+    steps: int = Field(3000, ge=0, description="of the optimizer; 0 in the arm post_training: no fine-tuning")
     batch_size: int = Field(50, ge=1)
     learning_rate: float = Field(4e-3, gt=0)
     ssm_lr_factor: float = Field(
@@ -92,11 +112,16 @@ class RunConfig(pydantic.BaseModel):
     tau: float | None = Field(
         None, gt=0, lt=1, description="discard at most this share of the sum of Hankel values, at every cut"
     )
-    order: int | None = Field(None, ge=1, description="or cut to this many states")
+    order: int | tuple[int, ...] | None = Field(
+        None, description="or cut to this many states: one number, or one a block"
+    )
+    gradual: bool = Field(False, description="approach `order` in equal ratios, and meet it at the last attempt")
     attempts: int = Field(4, ge=1)
     window: tuple[float, float] = Field((0.0, 0.1), description="of the attempts, as fractions of the steps")
-    reading: Literal["complex", "real"] = Field(
-        "complex", description="of a time-invariant layer's system: the paper's, or conjugate-aware"
+    reading: Reading = Field(
+        "complex",
+        description="of a time-invariant layer's system: balanced truncation of the complex system (the paper's) or of the real one; or a "
+        "score of its states, see `paper_repro.methods`",
     )
     method: str | None = Field(
         None, description="of the cuts of a selective layer, see `paper_repro.methods`; None: the layer's default"
@@ -110,7 +135,27 @@ class RunConfig(pydantic.BaseModel):
     ready_to: float | None = Field(None, gt=0, description="or to this value")
     moments: Literal["carry", "reset"] = Field("carry", description="of the optimizer, at a cut")
     max_drop: float | None = Field(
-        None, ge=0, le=1, description="undo a cut after which validation accuracy falls by more"
+        None,
+        ge=0,
+        le=1,
+        description="undo a cut after which validation accuracy falls by more; None: never, or by any (arm pragmatic)",
+    )
+    share_of_cut: float = Field(0.1, gt=0, lt=1, description="of the states, that the arm pragmatic cuts at an attempt")
+    decide_after: int | None = Field(
+        None,
+        ge=1,
+        description="steps after which the arm pragmatic keeps a cut or undoes it; None: right before the next attempt",
+    )
+
+    temperature: float = Field(2.0, gt=0, description="of both models' scores, in the arm distilled")
+    distillation_weight: float = Field(
+        0.5, ge=0, le=1, description="of the teacher's scores in the loss; the labels have the rest"
+    )
+    penalty_weight: float | None = Field(
+        None, gt=0, description="of the sum of all Hankel values in the loss, in the arm regularised, up to its cut"
+    )
+    penalty_by: Literal["gramians", "eigenvalues"] = Field(
+        "gramians", description="factors with a gradient of their own, or eigenvalues of the product of dense Gramians"
     )
 
     device: str = Field("cpu", description="cpu, or a name that torch knows")
@@ -138,11 +183,39 @@ class RunConfig(pydantic.BaseModel):
             raise ValueError(f"n_states must be at least 1, got {self.n_states}")
         if len(self.states_of_blocks) != self.n_blocks:
             raise ValueError(f"n_states names {len(self.states_of_blocks)} blocks, but n_blocks is {self.n_blocks}")
-        if self.arm == "in_training" and (self.tau is None) == (self.order is None):
-            raise ValueError(
-                f"tau or order: arm in_training needs exactly one of them, got tau={self.tau}, order={self.order}"
-            )
+        self._check_cuts()
+        self._check_arm()
         return self
+
+    def _check_cuts(self) -> None:
+        if self.arm in ARMS_WITH_A_RULE and (self.tau is None) == (self.order is None):
+            raise ValueError(
+                f"tau or order: arm {self.arm} needs exactly one of them, got tau={self.tau}, order={self.order}"
+            )
+        orders = self.orders_of_blocks
+        if orders is not None and min(orders) < 1:
+            raise ValueError(f"order must be at least 1, got {self.order}")
+        if orders is not None and len(orders) != self.n_blocks:
+            raise ValueError(f"order names {len(orders)} blocks, but n_blocks is {self.n_blocks}")
+        if self.arm == "in_training" and self.gradual and not isinstance(self.order, int):
+            raise ValueError(f"gradual: only one order for all blocks can be approached step by step, got {self.order}")
+
+    def _check_arm(self) -> None:
+        if self.steps == 0 and self.arm != "post_training":
+            raise ValueError(f"steps must be at least 1, got 0; only arm post_training can do without, not {self.arm}")
+        if self.starts_from is not None and self.arm not in ARMS_WITH_A_START:
+            raise ValueError(
+                f"starts_from is set to {self.starts_from!r}, but arm {self.arm} starts from new weights; arms that have it: "
+                f"{', '.join(ARMS_WITH_A_START)}"
+            )
+        if self.arm == "regularised":
+            if self.penalty_weight is None:
+                raise ValueError("penalty_weight: arm regularised needs a positive number, got None")
+            if self.layer in SELECTIVE_LAYERS:
+                raise ValueError(
+                    f"layer {self.layer} has no Hankel values to penalise, for its system depends on its input; arm regularised needs a "
+                    "time-invariant layer"
+                )
 
     def _refuse_unless_default(self, keys: Iterable[str], why: str) -> None:
         for key in keys:
@@ -155,9 +228,27 @@ class RunConfig(pydantic.BaseModel):
         return (self.n_states,) * self.n_blocks if isinstance(self.n_states, int) else self.n_states
 
     @property
+    def orders_of_blocks(self) -> tuple[int, ...] | None:
+        """States to which each block is cut; None where a share of the Hankel sum decides."""
+        return (self.order,) * self.n_blocks if isinstance(self.order, int) else self.order
+
+    @property
     def last_step_of_window(self) -> int:
-        """Optimizer step after which no cut comes any more; the best checkpoint is chosen after it, in every arm."""
-        return round(self.steps * self.window[1])
+        """Optimizer step after which no cut comes any more; the best checkpoint is chosen after it, in every arm.
+
+        Arms without cuts have it too, so that all choose among equally many; the arm post_training is cut before its first step.
+        """
+        if self.arm == "post_training":
+            return 0
+        last = round(self.steps * self.window[1])
+        return last + self.steps_to_decide if self.arm == "pragmatic" else last
+
+    @property
+    def steps_to_decide(self) -> int:
+        """Steps after an attempt of the arm pragmatic at which its cut is kept or undone."""
+        if self.decide_after is not None:
+            return self.decide_after
+        return max(1, int(self.steps * (self.window[1] - self.window[0]) / self.attempts) - 1)
 
     @property
     def run_id(self) -> str:
@@ -171,7 +262,7 @@ class RunConfig(pydantic.BaseModel):
         Defaults are left out so that a key that is added later changes no run's name; a default must therefore never
         change once runs were made with it.
         """
-        ignored = KEYS_OUTSIDE_THE_IDENTITY | (KEYS_OF_CUTS if self.arm != "in_training" else frozenset())
+        ignored = KEYS_OUTSIDE_THE_IDENTITY | (frozenset().union(*KEYS_OF_ARMS.values()) - KEYS_OF_ARMS[self.arm])
         return self.model_dump(mode="json", exclude=set(ignored), exclude_defaults=True)
 
     def with_values(self, **values: Any) -> Self:

@@ -1,4 +1,4 @@
-"""Several runs at once, one process each, some of which wait for the sizes that another one ends with."""
+"""Several runs at once, one process each, some of which wait for what another one ends with: its sizes, or its best model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from paper_repro.configuration import RunConfig
+from paper_repro.configuration import ARMS_WITH_A_RULE, RunConfig
 from paper_repro.progress import RunProgress
 from paper_repro.results import RunResult
 from paper_repro.training import RunInterruptedError, find_usable_result, train
@@ -33,12 +33,44 @@ _stop: Event | None = None
 
 @dataclass(frozen=True)
 class Job:
-    """One run. With `sizes_of`, it starts with the states that the job of that key ended with."""
+    """One run, which may wait for others, named by their keys.
+
+    Attributes
+    ----------
+    key : str
+    config : RunConfig
+    sizes_of : str or None
+        The job that says how many states: with how many it ended, this one starts; or, in an arm that cuts by a rule, to so many it is cut.
+    label : str
+    starts_from : str or None
+        The job whose best model is cut, or teaches.
+    """
 
     key: str
     config: RunConfig
     sizes_of: str | None = None
     label: str = ""
+    starts_from: str | None = None
+
+    @property
+    def waits_for(self) -> frozenset[str]:
+        """Keys of the jobs that must have ended before."""
+        return frozenset(key for key in (self.sizes_of, self.starts_from) if key is not None)
+
+
+def resolved(job: Job, results: Mapping[str, RunResult]) -> RunConfig:
+    """Return the configuration of `job` once the jobs that it waits for have the given `results`."""
+    config = job.config
+    if job.sizes_of is not None:
+        earlier = results[job.sizes_of]
+        config = (
+            config.with_values(order=earlier.states_after, tau=None, sizes_of=earlier.run_id)
+            if config.arm in ARMS_WITH_A_RULE
+            else config.with_values(n_states=earlier.states_after, sizes_of=earlier.run_id)
+        )
+    if job.starts_from is not None:
+        config = config.with_values(starts_from=results[job.starts_from].run_id)
+    return config
 
 
 def run_jobs(
@@ -57,7 +89,7 @@ def run_jobs(
     """
     if n_workers < 1:
         raise ValueError(f"n_workers must be at least 1, got {n_workers}")
-    missing = {job.sizes_of for job in jobs if job.sizes_of} - {job.key for job in jobs}
+    missing = {key for job in jobs for key in job.waits_for} - {job.key for job in jobs}
     if missing:
         raise ValueError(f"jobs wait for {sorted(missing)}, which are not among the jobs")
     for job in jobs:
@@ -96,13 +128,9 @@ def _run_all(
     results: dict[str, RunResult] = {}
     steps = {job.key: job.config.steps for job in jobs}
     while waiting or running:
-        for job in [job for job in waiting if job.sizes_of is None or job.sizes_of in results]:
+        for job in [job for job in waiting if job.waits_for <= results.keys()]:
             waiting.remove(job)
-            config = job.config
-            if job.sizes_of is not None:
-                config = config.with_values(
-                    n_states=results[job.sizes_of].states_after, sizes_of=results[job.sizes_of].run_id
-                )
+            config = resolved(job, results)
             finished = find_usable_result(directory, config, evaluate_test=evaluate_test)
             if finished is not None:  # no process needs to start for it
                 results[job.key] = finished

@@ -2,16 +2,30 @@ import json
 
 import pytest
 
-from paper_repro.configuration import RunConfig, make_config, parse_overrides, preset_names, read_preset
+from paper_repro.configuration import (
+    ARMS,
+    KEYS_OF_ARMS,
+    SELECTIVE_LAYERS,
+    RunConfig,
+    make_config,
+    parse_overrides,
+    preset_names,
+    read_preset,
+)
 from paper_repro.errors import ConfigurationError
 
 DIGITS = read_preset("digits")
 
 
 @pytest.mark.parametrize("preset", preset_names())
-@pytest.mark.parametrize("arm", ["full", "in_training", "from_scratch"])
+@pytest.mark.parametrize("arm", ARMS)
 def test_every_preset_is_valid_for_every_arm(preset, arm):
-    assert make_config({**read_preset(preset), "arm": arm}).arm == arm
+    values = {"penalty_weight": 1e-3, **read_preset(preset), "arm": arm}
+    if arm == "regularised" and values.get("layer") in SELECTIVE_LAYERS:
+        with pytest.raises(ConfigurationError, match="no Hankel values to penalise"):
+            make_config(values)
+    else:
+        assert make_config(values).arm == arm
 
 
 def test_the_preset_of_fashion_mnist_has_the_papers_values_for_sequential_mnist():
@@ -36,7 +50,8 @@ def test_the_preset_of_fashion_mnist_has_the_papers_values_for_sequential_mnist(
         ({"seed": True}, ["'seed'", "integer"]),
         ({"seed": None}, ["'seed'", "integer"]),
         ({"steps": "many"}, ["'steps'", "'many'"]),
-        ({"steps": 0}, ["'steps'", "greater than or equal to 1"]),
+        ({"steps": -1}, ["'steps'", "greater than or equal to 0"]),
+        ({"steps": 0}, ["steps", "at least 1", "only arm post_training", "not full"]),
         ({"steps": 10.5}, ["'steps'", "10.5"]),
         ({"learning_rate": float("nan")}, ["learning_rate"]),
         ({"learning_rate": float("inf")}, ["learning_rate"]),
@@ -49,7 +64,16 @@ def test_the_preset_of_fashion_mnist_has_the_papers_values_for_sequential_mnist(
         ({"min_radius": 0.99, "max_radius": 0.9}, ["min_radius", "0.99"]),
         ({"arm": "in_training", "order": 8}, ["tau or order", "exactly one"]),
         ({"arm": "in_training", "tau": None}, ["tau or order", "exactly one"]),
-        ({"task": "mnist"}, ["'task'", "'digits'"]),
+        ({"task": "lottery"}, ["'task'", "'digits'"]),
+        ({"arm": "post_training", "order": 8}, ["tau or order", "arm post_training", "exactly one"]),
+        ({"order": 0}, ["order", "at least 1"]),
+        ({"order": [4, 4]}, ["order names 2 blocks", "n_blocks is 1"]),
+        ({"arm": "in_training", "gradual": True}, ["gradual", "one order for all blocks", "None"]),
+        ({"starts_from": "digits-full"}, ["starts_from", "arm full", "post_training, distilled"]),
+        ({"arm": "regularised"}, ["penalty_weight", "None"]),
+        ({"reading": "lasst"}, ["'reading'", "'last'"]),
+        ({"temperature": 0.0}, ["'temperature'", "greater than 0"]),
+        ({"distillation_weight": 1.5}, ["'distillation_weight'", "less than or equal to 1"]),
         ({"layer": "gru"}, ["'layer'", "'mamba'"]),
         ({"layer": "mamba", "reading": "real"}, ["reading", "'real'", "the layer is mamba"]),
         ({"layer": "s5", "max_phase": 0.5}, ["max_phase", "0.5", "only layer lru"]),
@@ -58,7 +82,7 @@ def test_the_preset_of_fashion_mnist_has_the_papers_values_for_sequential_mnist(
         ({"ready_by": 0.5, "ready_to": 1.0}, ["ready_by or ready_to", "0.5", "1.0"]),
         ({"layer_options": {"expand": [1]}}, ["layer_options"]),
         ({"clip_norm": 0.0}, ["'clip_norm'"]),
-        ({"steps": 0, "batch_size": 0}, ["'steps'", "'batch_size'"]),
+        ({"steps": -1, "batch_size": 0}, ["'steps'", "'batch_size'"]),
     ],
 )
 def test_an_error_names_the_key_and_what_was_found(values, words):
@@ -117,3 +141,61 @@ def test_the_run_id_ignores_the_rule_of_cuts_where_nothing_is_cut():
 
     assert len(ids("full")) == 1
     assert len(ids("in_training")) == 2
+
+
+EARLIER_NAMES = [
+    "digits-full-seed0-e4531f9c",
+    "digits-in_training-seed0-afe01862",
+    "digits-from_scratch-seed0-e581e0ac",
+]
+OTHER_VALUES = {
+    "tau": 0.2,
+    "gradual": True,
+    "attempts": 2,
+    "reading": "real",
+    "ready_by": 0.5,
+    "ready_to": 1.0,
+    "moments": "reset",
+    "max_drop": 0.01,
+    "share_of_cut": 0.2,
+    "decide_after": 7,
+    "starts_from": "digits-full-seed0",
+    "temperature": 4.0,
+    "distillation_weight": 0.9,
+    "penalty_weight": 0.1,
+    "penalty_by": "eigenvalues",
+}
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_run_id_changes_with_the_keys_of_its_arm_alone(arm):
+    needed = {"arm": arm, "penalty_weight": 1e-3}
+    plain = make_config({**DIGITS, **needed})
+    for key, value in OTHER_VALUES.items():
+        values = {**DIGITS, **needed, key: value}
+        if key == "gradual":
+            values |= {"tau": None, "order": 8}
+            plain_of_key = make_config({**values, "gradual": False})
+        elif key == "starts_from" and "starts_from" not in KEYS_OF_ARMS[arm]:
+            continue
+        else:
+            plain_of_key = plain
+        assert (make_config(values).run_id != plain_of_key.run_id) == (key in KEYS_OF_ARMS[arm]), key
+
+
+def test_names_of_runs_that_were_made_before_there_were_more_arms_stay():
+    values = {"task": "digits", "n_states": 64, "tau": 0.1, "learning_rate": 8e-3, "window": [0.0, 0.1], "threads": 1}
+    names = [make_config({**values, "arm": arm}).run_id for arm in ("full", "in_training", "from_scratch")]
+    assert names == EARLIER_NAMES
+
+
+def test_the_best_checkpoint_is_chosen_after_the_last_cut_can_have_come():
+    def last(**values):
+        return make_config(
+            {**DIGITS, "window": [0.0, 0.1], "steps": 1000, "penalty_weight": 1.0, **values}
+        ).last_step_of_window
+
+    assert {last(arm=arm) for arm in ("full", "in_training", "from_scratch", "distilled", "regularised")} == {100}
+    assert last(arm="post_training") == last(arm="post_training", steps=0) == 0
+    assert last(arm="pragmatic", attempts=4) == 100 + 24  # before an attempt that would come 25 steps after the last
+    assert last(arm="pragmatic", attempts=4, decide_after=3) == 103
