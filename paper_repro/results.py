@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,11 @@ import pydantic
 from hsv_torch import History
 from paper_repro.configuration import RunConfig
 from paper_repro.errors import ResultError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a network drive locks by itself
+    fcntl = None  # type: ignore[assignment]
 
 RESULTS_FILE = "results.jsonl"
 
@@ -109,11 +115,12 @@ class RunResult(Record):
 
 
 def append_result(directory: Path, result: RunResult) -> None:
-    """Add `result` to the results of `directory`, in one write, so that parallel runs do not mix their lines."""
+    """Add `result` to the results of `directory`, in one write under a lock, so that parallel runs, on other machines too, do not mix their lines."""
     directory.mkdir(parents=True, exist_ok=True)
     line = (result.model_dump_json() + "\n").encode()
     descriptor = os.open(directory / RESULTS_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
+        _lock(descriptor)
         written = os.write(descriptor, line)
         os.fsync(descriptor)
     finally:
@@ -124,6 +131,12 @@ def append_result(directory: Path, result: RunResult) -> None:
         )
 
 
+def _lock(descriptor: int) -> None:
+    """Lock the file until it is closed; appending is not atomic on the network drives that machines of a cluster share."""
+    if fcntl is not None:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX)
+
+
 def read_results(directory: Path) -> list[RunResult]:
     """Return the results of `directory`, each run once: the latest line of its id.
 
@@ -132,12 +145,23 @@ def read_results(directory: Path) -> list[RunResult]:
     ResultError
         If a line is not a result.
     """
-    path = directory / RESULTS_FILE
+    return read_lines(directory / RESULTS_FILE)
+
+
+def read_lines(path: Path, *, only: str | None = None) -> list[RunResult]:
+    """Return the results in the file `path`, each run once: the latest line of its id; `only`: nothing but the run of that id.
+
+    Raises
+    ------
+    ResultError
+        If a line is not a result.
+    """
     if not path.is_file():
         return []
+    wanted = None if only is None else json.dumps(only)
     latest: dict[str, RunResult] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
+        if not line.strip() or (wanted is not None and wanted not in line):  # to look is much faster than to parse
             continue
         try:
             result = RunResult.model_validate_json(line)
@@ -154,7 +178,8 @@ def read_results(directory: Path) -> list[RunResult]:
 
 def find_result(directory: Path, run_id: str) -> RunResult | None:
     """Return the result of the run called `run_id`, or None."""
-    return next((result for result in read_results(directory) if result.run_id == run_id), None)
+    results = read_lines(directory / RESULTS_FILE, only=run_id)
+    return next((result for result in results if result.run_id == run_id), None)
 
 
 def write_atomically(content: bytes, path: Path) -> None:

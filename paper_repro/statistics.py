@@ -21,6 +21,16 @@ class Summary:
     least: float
     greatest: float
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % confidence interval of the mean by Student's t distribution, None below two values."""
+        if self.deviation is None:
+            return None
+        from scipy import stats
+
+        half = float(stats.t.ppf(0.975, self.count - 1)) * self.deviation / math.sqrt(self.count)
+        return self.mean - half, self.mean + half
+
 
 def summarise(values: Sequence[float]) -> Summary:
     """Return the summary of all values.
@@ -95,14 +105,8 @@ def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -
     ValueError
         If there is no common seed.
     """
-    from scipy import stats
-
     by_seed = {seed: first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())}
     if not by_seed:
         raise ValueError(f"the arms have no seed in common: {sorted(first)} and {sorted(second)}")
     summary = summarise(list(by_seed.values()))
-    interval = None
-    if summary.deviation is not None:
-        half = float(stats.t.ppf(0.975, summary.count - 1)) * summary.deviation / math.sqrt(summary.count)
-        interval = (summary.mean - half, summary.mean + half)
-    return PairedDifference(by_seed, summary.mean, interval)
+    return PairedDifference(by_seed, summary.mean, summary.interval)

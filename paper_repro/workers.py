@@ -8,7 +8,7 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,16 +74,23 @@ def resolved(job: Job, results: Mapping[str, RunResult]) -> RunConfig:
 
 
 def run_jobs(
-    jobs: Sequence[Job], directory: Path, *, n_workers: int, progress: RunProgress, evaluate_test: bool = True
+    jobs: Sequence[Job],
+    directory: Path,
+    *,
+    n_workers: int,
+    progress: RunProgress,
+    evaluate_test: bool = True,
+    time_is_over: Callable[[], bool] | None = None,
 ) -> dict[str, RunResult]:
     """Run every job, at most `n_workers` at a time and one thread each, and return the results by key.
 
-    An interrupt from the keyboard or a termination stops all runs at their next step, with their checkpoints written.
+    An interrupt from the keyboard or a termination stops all runs at their next step, with their checkpoints written, and so does `time_is_over`
+    when it returns True.
 
     Raises
     ------
     RunInterruptedError
-        After such an interrupt.
+        After such a stop.
     ValueError
         If `n_workers` is below 1, or a job waits for one that is not there.
     """
@@ -104,7 +111,7 @@ def run_jobs(
         ) as pool,
     ):
         try:
-            return _run_all(jobs, directory, pool, messages, progress, evaluate_test)
+            return _run_all(jobs, directory, pool, messages, progress, evaluate_test, time_is_over or (lambda: False))
         except KeyboardInterrupt:
             stop.set()
             pool.shutdown(cancel_futures=True)
@@ -122,21 +129,28 @@ def _run_all(
     messages: Any,
     progress: RunProgress,
     evaluate_test: bool,
+    time_is_over: Callable[[], bool],
 ) -> dict[str, RunResult]:
     waiting = list(jobs)
     running: dict[Future[RunResult], str] = {}
+    in_progress: dict[str, str] = {}  # run id of each key that is running
     results: dict[str, RunResult] = {}
     steps = {job.key: job.config.steps for job in jobs}
     while waiting or running:
         for job in [job for job in waiting if job.waits_for <= results.keys()]:
-            waiting.remove(job)
             config = resolved(job, results)
+            if config.run_id in in_progress.values():  # two jobs may come to one run: the second finds its result
+                continue
+            waiting.remove(job)
             finished = find_usable_result(directory, config, evaluate_test=evaluate_test)
             if finished is not None:  # no process needs to start for it
                 results[job.key] = finished
                 progress.finish(job.key, finished)
             else:
                 running[pool.submit(_work, job.key, config, directory, evaluate_test)] = job.key
+                in_progress[job.key] = config.run_id
+        if time_is_over():
+            raise KeyboardInterrupt
         done, _ = concurrent.futures.wait(running, SECONDS_BETWEEN_LOOKS, concurrent.futures.FIRST_COMPLETED)
         for key, step, note in _drain(messages):
             if key not in results:
@@ -144,6 +158,7 @@ def _run_all(
         for future in done:
             key = running.pop(future)
             results[key] = future.result()
+            del in_progress[key]
             progress.finish(key, results[key])
     return {job.key: results[job.key] for job in jobs}
 

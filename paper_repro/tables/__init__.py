@@ -1,0 +1,1 @@
+"""The tables of the reproduction: what each one trains, and how it is shown."""

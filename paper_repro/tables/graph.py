@@ -1,0 +1,153 @@
+"""The runs of a table: which wait for which, their learning rates, and what of them is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from paper_repro.configuration import RunConfig
+from paper_repro.errors import ConfigurationError
+from paper_repro.results import RunResult
+from paper_repro.selection import CHOICES, Choice, read_choice
+from paper_repro.tables.plan import Cell, TablePlan, TaskPlan, Variant
+from paper_repro.workers import Job, resolved
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much of a table: its variant, and what of it, None for all."""
+
+    variant: Variant
+    rows: tuple[str, ...] | None = None
+    tasks: tuple[str, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    shared_rate: bool = False
+
+    def cells(self, plan: TablePlan) -> list[Cell]:
+        """Return the cells of `plan`, with the parents of those that were asked for.
+
+        Raises
+        ------
+        ConfigurationError
+            If a row or a task is not in the table.
+        """
+        cells = list(plan.cells(self.variant))
+        _check("--rows", self.rows, [cell.row.key for cell in cells])
+        _check("--tasks", self.tasks, [cell.task.name for cell in cells])
+        wanted: dict[str, None] = {}
+        for cell in cells:
+            if (self.rows is None or cell.row.key in self.rows) and (
+                self.tasks is None or cell.task.name in self.tasks
+            ):
+                _add_with_parents(cell, wanted)
+        return [cell for cell in cells if cell.key in wanted]
+
+    def seeds_of(self, task: TaskPlan) -> tuple[int, ...]:
+        """Return the seeds of a task."""
+        return task.seeds if self.seeds is None else self.seeds
+
+
+def table_jobs(plan: TablePlan, extent: Extent) -> list[Job]:
+    """Return the runs of the table: all rows of the first seed, then of the next, so that a table that is cut short compares like with like."""
+    cells = extent.cells(plan)
+    most = max(len(extent.seeds_of(cell.task)) for cell in cells)
+    jobs = []
+    for number in range(most):
+        for cell in cells:
+            seeds = extent.seeds_of(cell.task)
+            if number < len(seeds):
+                jobs.append(make_job(cell, seeds[number], learning_rate(cell, shared=extent.shared_rate)))
+    return jobs
+
+
+def make_job(cell: Cell, seed: int, rate: float | None) -> Job:
+    """Return the run of one cell and seed, which waits for those of its parents with the same seed."""
+    sizes_of, starts_from = (cell.parent(key) for key in (cell.row.sizes_of, cell.row.starts_from))
+    return Job(
+        key_of(cell, seed),
+        cell.config(seed, rate),
+        sizes_of=None if sizes_of is None else key_of(sizes_of, seed),
+        starts_from=None if starts_from is None else key_of(starts_from, seed),
+        label=f" ({cell.task.name}, {cell.label})",
+    )
+
+
+def key_of(cell: Cell, seed: int) -> str:
+    """Return the key of the run of a cell and a seed."""
+    return f"{cell.key}/{seed}"
+
+
+def learning_rate(cell: Cell, *, shared: bool) -> float | None:
+    """Return the rate that was chosen for the row, or for its arm; None: that of the preset, for all rows alike.
+
+    Raises
+    ------
+    ConfigurationError
+        If nothing was chosen for it.
+    """
+    choice = rate_choice(cell.task, shared=shared)
+    if choice is None:
+        return None
+    names = [name for name in (cell.row.rate_of, cell.row.key, cell.row.arm) if name is not None]
+    for name in names:
+        if name in choice.arms:
+            return choice.arms[name].learning_rate
+    raise ConfigurationError(
+        f"paper_repro/choices/{cell.task.choice}.toml has no learning rate for the row {cell.row.key} of table "
+        f"{cell.plan.name}; choose one with `python -m paper_repro select-lr {cell.plan.name} --rows {cell.row.key}`, "
+        "or give all rows one rate with --shared-rate"
+    )
+
+
+def rate_choice(task: TaskPlan, *, shared: bool) -> Choice | None:
+    """Return the choice of learning rates of a task; None where all rows have one rate."""
+    return None if shared or task.choice is None else read_choice(CHOICES / f"{task.choice}.toml")
+
+
+def finished(jobs: Sequence[Job], results: Sequence[RunResult]) -> dict[str, RunResult]:
+    """Return the results that belong to `jobs`, by key: those whose configuration is the one that the job comes to.
+
+    A run whose parents are not finished has no configuration yet, and so no result.
+    """
+    by_id = {result.run_id: result for result in results}
+    found: dict[str, RunResult] = {}
+    for job in ordered(jobs):
+        config = configuration_of(job, found)
+        if config is not None and config.run_id in by_id:
+            found[job.key] = by_id[config.run_id]
+    return found
+
+
+def configuration_of(job: Job, results: Mapping[str, RunResult]) -> RunConfig | None:
+    """Return what `job` comes to once its parents have the `results`; None while they have not."""
+    return resolved(job, results) if job.waits_for <= results.keys() else None
+
+
+def ordered(jobs: Sequence[Job]) -> list[Job]:
+    """Return `jobs`, those that others wait for before them."""
+    by_key = {job.key: job for job in jobs}
+    placed: dict[str, Job] = {}
+
+    def place(job: Job) -> None:
+        for parent in sorted(job.waits_for - placed.keys()):
+            place(by_key[parent])
+        placed.setdefault(job.key, job)
+
+    for job in jobs:
+        place(job)
+    return list(placed.values())
+
+
+def _add_with_parents(cell: Cell, wanted: dict[str, None]) -> None:
+    wanted[cell.key] = None
+    for parent in (cell.parent(cell.row.sizes_of), cell.parent(cell.row.starts_from)):
+        if parent is not None:
+            _add_with_parents(parent, wanted)
+
+
+def _check(option: str, asked: Sequence[str] | None, known: Sequence[str]) -> None:
+    unknown = [name for name in asked or () if name not in known]
+    if unknown:
+        raise ConfigurationError(
+            f"{option}: {', '.join(unknown)} not in this table; it has {', '.join(dict.fromkeys(known))}"
+        )
