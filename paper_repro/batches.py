@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from paper_repro.sequences import Sequences
+from paper_repro.sequences import Batch, Sequences
 
 
 class ShuffledBatches:
@@ -31,15 +31,15 @@ class ShuffledBatches:
         self._taken = 0
         self._order: tuple[int, torch.Tensor] | None = None
 
-    def next(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the next batch: inputs and labels of `batch_size` sequences."""
+    def next(self) -> Batch:
+        """Return the next batch of `batch_size` sequences."""
         epoch, place = divmod(self._taken, len(self._sequences) // self._batch_size)
         if self._order is None or self._order[0] != epoch:
             permutation = np.random.default_rng([self._seed, epoch]).permutation(len(self._sequences))
             self._order = (epoch, torch.from_numpy(permutation).to(self._sequences.labels.device))
         chosen = self._order[1][place * self._batch_size : (place + 1) * self._batch_size]
         self._taken += 1
-        return self._sequences.inputs[chosen], self._sequences.labels[chosen]
+        return self._sequences.batch(chosen)
 
     def state_dict(self) -> dict[str, int]:
         """Return the number of batches taken."""

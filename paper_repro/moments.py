@@ -114,8 +114,8 @@ def _model_config(plan: Plan, data: Dataset) -> hsv_torch.SequenceModelConfig:
 def _train(model: nn.Module, optimizer: torch.optim.Optimizer, batches: ShuffledBatches, steps: int) -> list[float]:
     losses = []
     for _ in range(steps):
-        inputs, labels = batches.next()
-        loss = nn.functional.cross_entropy(model(inputs), labels)
+        batch = batches.next()
+        loss = nn.functional.cross_entropy(model(*batch.arguments), batch.labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

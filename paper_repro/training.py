@@ -39,7 +39,7 @@ from paper_repro.results import (
     find_result,
     write_atomically,
 )
-from paper_repro.sequences import NOT_ASKED, Dataset, Sequences
+from paper_repro.sequences import NOT_ASKED, Calibration, Dataset, Sequences
 
 EVALUATION_BATCH = 256
 CALIBRATION_BATCH = 16
@@ -101,9 +101,9 @@ class Training:
     def advance(self) -> None:
         """Take one optimizer step, cut if it is time, and validate if it is time."""
         start = time.perf_counter()
-        inputs, labels = self.batches.next()
+        batch = self.batches.next()
         self.model.train()
-        loss = cross_entropy(self.model(inputs), labels)
+        loss = cross_entropy(self.model(*batch.arguments), batch.labels)
         if not math.isfinite(value := loss.item()):
             raise DivergedError(
                 f"{self.config.run_id}: the loss is {value} at step {self.step + 1}; a smaller learning_rate than "
@@ -357,8 +357,8 @@ def warm_up(config: RunConfig, dataset: Dataset) -> float:
     model = build_model(config, dataset)
     batches = make_batches(config, dataset)
     optimizer = torch.optim.AdamW(model.parameters())
-    inputs, labels = batches.next()
-    cross_entropy(model(inputs), labels).backward()
+    batch = batches.next()
+    cross_entropy(model(*batch.arguments), batch.labels).backward()
     optimizer.step()
     for layer in hsv_torch.compressible_layers(model).values():
         system = hsv_torch.adapter_of(layer).system(layer)
@@ -398,7 +398,7 @@ def build_model(config: RunConfig, dataset: Dataset, states: tuple[int, ...] | N
     return make_model(sized, dataset.shape).to(torch.device(config.device))
 
 
-def make_calibration(config: RunConfig, dataset: Dataset) -> list[torch.Tensor] | None:
+def make_calibration(config: RunConfig, dataset: Dataset) -> list[Calibration] | None:
     """Return batches of training sequences, drawn with the run's seed, that a selective layer is observed on; None for other layers.
 
     Raises
@@ -415,8 +415,7 @@ def make_calibration(config: RunConfig, dataset: Dataset) -> list[torch.Tensor] 
         )
     random = np.random.default_rng([config.seed, 0, CALIBRATION_STREAM])
     chosen = torch.from_numpy(random.choice(len(dataset.train), size=count, replace=False))
-    inputs = dataset.train.inputs[chosen.to(dataset.train.inputs.device)]
-    return list(inputs.split(CALIBRATION_BATCH))
+    return dataset.train.calibration(chosen, CALIBRATION_BATCH)
 
 
 def make_batches(config: RunConfig, dataset: Dataset) -> ShuffledBatches:
@@ -446,13 +445,11 @@ def evaluate(model: nn.Module, sequences: Sequences, step: int) -> Evaluation:
     was_training = model.training
     model.eval()
     correct, asked, loss = 0, 0, 0.0
-    for inputs, labels in zip(
-        sequences.inputs.split(EVALUATION_BATCH), sequences.labels.split(EVALUATION_BATCH), strict=True
-    ):
-        scores = model(inputs)
-        correct += int((scores.argmax(dim=-1) == labels).sum())
-        asked += int((labels != NOT_ASKED).sum())
-        loss += float(cross_entropy(scores, labels, reduction="sum"))
+    for batch in sequences.batches(EVALUATION_BATCH):
+        scores = model(*batch.arguments)
+        correct += int((scores.argmax(dim=-1) == batch.labels).sum())
+        asked += int((batch.labels != NOT_ASKED).sum())
+        loss += float(cross_entropy(scores, batch.labels, reduction="sum"))
     model.train(was_training)
     return Evaluation(step=step, accuracy=correct / asked, loss=loss / asked)
 

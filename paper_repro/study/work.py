@@ -21,7 +21,7 @@ from paper_repro import provenance
 from paper_repro.configuration import RunConfig
 from paper_repro.datasets import load_dataset
 from paper_repro.methods import selective_criterion
-from paper_repro.sequences import Dataset
+from paper_repro.sequences import Calibration, Dataset
 from paper_repro.study.measurements import Kind, Measurement
 from paper_repro.study.plan import POINTS, Job
 from paper_repro.training import (
@@ -116,13 +116,13 @@ def _trained_on(job: Job, directory: Path, should_stop: Callable[[], bool]) -> l
 
 def _rankings(job: Job, directory: Path, should_stop: Callable[[], bool]) -> list[Measurement]:
     training = _restore(job, directory)
-    inputs = training.dataset.train.inputs
+    train = training.dataset.train
     found = []
     for count in job.counts:
         for draw in range(job.draws):
             random = np.random.default_rng([job.config.seed, RANKING_STREAM, count, draw])
-            chosen = torch.from_numpy(random.choice(len(inputs), size=min(count, len(inputs)), replace=False))
-            calibration = list(inputs[chosen].split(CALIBRATION_BATCH))
+            chosen = torch.from_numpy(random.choice(len(train), size=min(count, len(train)), replace=False))
+            calibration = train.calibration(chosen, CALIBRATION_BATCH)
             for method in job.methods:
                 _stop_if_asked(should_stop, job)
                 model = copy.deepcopy(training.model)
@@ -160,7 +160,7 @@ def kept_states(before: torch.nn.Module, after: torch.nn.Module) -> tuple[tuple[
 
 
 def relative_error_of_scores(
-    model: torch.nn.Module, config: RunConfig, method: str, calibration: Sequence[torch.Tensor]
+    model: torch.nn.Module, config: RunConfig, method: str, calibration: Sequence[Calibration]
 ) -> float | None:
     """Return the standard error of a state's score over the sequences, relative to the score, in the median over the states of all layers.
 
