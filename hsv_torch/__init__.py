@@ -16,6 +16,7 @@ from hsv_torch.allocation import Budget, Sizes
 from hsv_torch.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_into, load_model, save_checkpoint
 from hsv_torch.compress import compress_
 from hsv_torch.criteria import ComplexHankel, Criterion, DiagonalCriterion, RealHankel, RealPoles, SymmetricHankel
+from hsv_torch.discounted import Discounted
 from hsv_torch.export import StepModule, export_onnx, export_onnx_step, plain_copy
 from hsv_torch.gradients import (
     controllability_gramian,
@@ -65,6 +66,7 @@ __all__ = [
     "Cut",
     "CutRefusedError",
     "DiagonalCriterion",
+    "Discounted",
     "Drift",
     "Event",
     "GatedLinearAttention",
