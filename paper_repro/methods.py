@@ -1,4 +1,4 @@
-"""Methods of the cuts by name: the readings of time-invariant layers, and the choices and bases of selective ones."""
+"""Methods of the cuts by name: readings and scores of time-invariant layers, choices and bases of selective ones."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Callable
 from typing import get_args, get_type_hints
 
+from torch import Tensor
+
+import hsv
 import hsv_torch
 from hsv_torch.selective import (
     Auto,
@@ -15,10 +18,41 @@ from hsv_torch.selective import (
     SharedBasis,
     StateChoice,
 )
-from paper_repro.configuration import SELECTIVE_LAYERS, RunConfig
+from paper_repro.configuration import SELECTIVE_LAYERS, Reading, RunConfig
 from paper_repro.errors import ConfigurationError
 
-READINGS: dict[str, type[hsv_torch.Criterion]] = {"complex": hsv_torch.ComplexHankel, "real": hsv_torch.RealHankel}
+
+def h2_norms(system: hsv.DiagonalStateSpace) -> Tensor:
+    """Return the H2 norm that each state has alone."""
+    norms: Tensor = hsv.mode_energies(system).sqrt()
+    return norms
+
+
+def hinf_norms(system: hsv.DiagonalStateSpace) -> Tensor:
+    """Return the H-infinity norm that each state has alone."""
+    norms: Tensor = hsv.mode_gains(system)
+    return norms
+
+
+READINGS: dict[Reading, Callable[[int], hsv_torch.DiagonalCriterion]] = {
+    "complex": lambda seed: hsv_torch.ComplexHankel(),
+    "real": lambda seed: hsv_torch.RealHankel(),
+    "last": lambda seed: hsv_torch.ModeChoice("last"),
+    "aire": lambda seed: hsv_torch.ModeChoice("aire"),
+    "h2": lambda seed: hsv_torch.ModeChoice(h2_norms),
+    "hinf": lambda seed: hsv_torch.ModeChoice(hinf_norms),
+    "hankel": lambda seed: hsv_torch.ModeChoice("hankel"),
+    "magnitude": lambda seed: hsv_torch.ModeChoice("magnitude"),
+    "random_modes": lambda seed: hsv_torch.ModeChoice("random", seed=seed),
+    "smallest": lambda seed: hsv_torch.BalancedChoice("smallest"),
+    "random": lambda seed: hsv_torch.BalancedChoice("random", seed=seed),
+}
+"""What makes the criterion of each reading from the seed of the run.
+
+"complex" and "real" truncate a balanced system: the complex one, as the paper does, or the one with real outputs, conjugate-aware. "last" to "random_modes" keep the
+states that have the highest scores as they are; LAST's and "hinf" rank alike, as do AIRE's and "h2", which differ where a share of the sum of the scores decides.
+"smallest" (it drops the top) and "random" keep other balanced states than the leading ones.
+"""
 SCORES: tuple[str, ...] = get_args(get_type_hints(StateChoice)["score"])
 UNCOMPENSATED, DISTILLED = "_uncompensated", "_distilled"
 
@@ -73,5 +107,5 @@ def needs_data(config: RunConfig) -> bool:
 def make_criterion(config: RunConfig) -> hsv_torch.Criterion | None:
     """Return the criterion of the run's cuts; None: the layer's default."""
     if not needs_data(config):
-        return READINGS[config.reading]()
+        return READINGS[config.reading](config.seed)
     return None if config.method is None else selective_criterion(config.method, config.seed)
