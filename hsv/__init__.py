@@ -32,6 +32,11 @@ from hsv._gramians import (
 from hsv._hankel import hankel_singular_values
 from hsv._hankel_norm import hankel_norm_approximation
 from hsv._irka import irka
+from hsv._limited import (
+    frequency_limited_singular_perturbation,
+    frequency_limited_truncation,
+    time_limited_truncation,
+)
 from hsv._lyapunov import (
     solve_continuous_lyapunov,
     solve_continuous_lyapunov_by_doubling,
@@ -89,6 +94,8 @@ __all__ = [
     "diagonalize",
     "discretize",
     "frequency_limited_gramians",
+    "frequency_limited_singular_perturbation",
+    "frequency_limited_truncation",
     "from_control",
     "from_descriptor",
     "from_pymor",
@@ -126,6 +133,7 @@ __all__ = [
     "solve_lyapunov_factored_by_doubling",
     "solve_sylvester",
     "split_unstable",
+    "time_limited_truncation",
     "time_varying",
     "to_control",
     "to_pymor",

@@ -77,17 +77,13 @@ def frequency_limited_gramians(sys: LinearSystem, band: tuple[float, float]) -> 
     >>> P, Q
     (array([[1.]]), array([[0.25]]))
     """
-    low, high = _checked_band(sys, band)
+    low, high = checked_band(sys, band)
     if isinstance(sys, DiagonalStateSpace):
         require_stable(sys)
         return _of_diagonal(sys, low, high)
     assert isinstance(sys, StateSpace)
     P, Q = (L @ conjugate_transpose(L) for L in (factor(sys), factor(dual(sys))))
-    S = on_host(
-        lambda A: _edge(A, high, discrete=sys.is_discrete) - _edge(A, low, discrete=sys.is_discrete),
-        widen(sys.A),
-        reason="the matrix logarithm",
-    )
+    S = band_operator(sys, low, high)
     half_P, half_Q = S @ P, Q @ S
     return (
         round_to(half_P + conjugate_transpose(half_P), sys.B),
@@ -95,7 +91,17 @@ def frequency_limited_gramians(sys: LinearSystem, band: tuple[float, float]) -> 
     )
 
 
-def _checked_band(sys: LinearSystem, band: Any) -> tuple[float, float]:
+def band_operator(sys: StateSpace, low: float, high: float) -> Array:
+    r"""Return ``S`` of :func:`frequency_limited_gramians`, ``(..., n, n)``, which commutes with ``A``; the edges are those of :func:`checked_band`."""
+    S: Array = on_host(
+        lambda A: _edge(A, high, discrete=sys.is_discrete) - _edge(A, low, discrete=sys.is_discrete),
+        widen(sys.A),
+        reason="the matrix logarithm",
+    )
+    return S
+
+
+def checked_band(sys: LinearSystem, band: Any) -> tuple[float, float]:
     """Return the edges of the band, as angles in discrete time, and infinity there as pi."""
     try:
         low, high = (float(edge) for edge in band)
