@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import hsv
 import hsv_torch
 from paper_repro.configuration import KEYS_OF_LRU, RunConfig
 from paper_repro.errors import ConfigurationError
 from paper_repro.sequences import TaskShape
+
+Model: TypeAlias = hsv_torch.SequenceModel
 
 
 def make_model_config(config: RunConfig, shape: TaskShape) -> hsv_torch.SequenceModelConfig:
@@ -42,7 +46,7 @@ def make_model_config(config: RunConfig, shape: TaskShape) -> hsv_torch.Sequence
         raise ConfigurationError(f"the model: {error}") from error
 
 
-def make_model(config: RunConfig, shape: TaskShape) -> hsv_torch.SequenceModel:
+def make_model(config: RunConfig, shape: TaskShape) -> Model:
     """Return a new model for a task of `shape`.
 
     Raises

@@ -71,7 +71,8 @@ class Timing(Record):
 
     `step_before` and `step_after` are medians over the optimizer steps taken with the first and with the last size;
     they are equal where the size never changed. `training` counts optimizer steps and reductions, `warm_up` what was
-    spent before on compiling or loading kernels, `wall` everything but that.
+    spent before on compiling or loading kernels, `wall` everything but that. Parts of `training` are `penalty` (with its gradient), `teacher` (its
+    forward passes) and `undone` (steps that were taken back with a cut); `earlier`, the training of the model that the run started from, is none.
     """
 
     warm_up: float
@@ -80,6 +81,15 @@ class Timing(Record):
     reductions: float
     step_before: float
     step_after: float
+    penalty: float = 0.0
+    teacher: float = 0.0
+    undone: float = 0.0
+    earlier: float = 0.0
+
+    @property
+    def with_earlier_runs(self) -> float:
+        """Seconds of training, that of the model that the run started from included."""
+        return self.training + self.earlier
 
     @property
     def share_of_reductions(self) -> float:

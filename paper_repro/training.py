@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import math
 import shlex
@@ -22,30 +21,23 @@ import hsv_torch
 from hsv_torch.checkpoint import layer_sizes, resize_layers
 from paper_repro import provenance
 from paper_repro.batches import ShuffledBatches
-from paper_repro.configuration import RunConfig
-from paper_repro.datasets import load_dataset, task_shape
+from paper_repro.configuration import ARMS_WITH_A_RULE, RunConfig
+from paper_repro.cuts import cut_before_training, make_calibration, make_compressor
+from paper_repro.datasets import load_dataset
+from paper_repro.distillation import distillation_loss
 from paper_repro.errors import ConfigurationError, ReproError, ResultError
+from paper_repro.evaluation import count_parameters, cross_entropy, evaluate
+from paper_repro.finished_runs import Start, find_usable_result, load_start, save_best_model
+from paper_repro.journal import Journal
 from paper_repro.learning_rate import make_scheduler
-from paper_repro.methods import make_criterion, needs_data
-from paper_repro.model import make_model
-from paper_repro.results import (
-    Evaluation,
-    Provenance,
-    RunResult,
-    Spectrum,
-    States,
-    Timing,
-    append_result,
-    find_result,
-    write_atomically,
-)
-from paper_repro.sequences import NOT_ASKED, Calibration, Dataset, Sequences
+from paper_repro.methods import make_criterion
+from paper_repro.model import Model, make_model
+from paper_repro.regularisation import PENALTIES
+from paper_repro.results import Evaluation, Provenance, RunResult, Spectrum, States, Timing, append_result
+from paper_repro.sequences import Batch, Dataset
 
-EVALUATION_BATCH = 256
-CALIBRATION_BATCH = 16
-CHECKPOINT_FILE, BEST_FILE, CONFIG_FILE = "checkpoint.safetensors", "best.safetensors", "config.json"
+CHECKPOINT_FILE = "checkpoint.safetensors"
 STEPS_BETWEEN_PROGRESS = 25
-CALIBRATION_STREAM = 1  # of the random numbers of a seed: the choice of calibration sequences draws none of the others
 
 
 class RunInterruptedError(ReproError):
@@ -56,22 +48,6 @@ class DivergedError(ReproError):
     """The loss of a run is no longer a finite number."""
 
 
-@dataclasses.dataclass
-class Journal:
-    """What a run has recorded so far."""
-
-    started: str = ""
-    warm_up_seconds: float = 0.0
-    commits: list[str | None] = dataclasses.field(default_factory=list)
-    code_digests: list[str] = dataclasses.field(default_factory=list)
-    wall_seconds: float = 0.0
-    step_seconds: list[float] = dataclasses.field(default_factory=list)
-    reduction_seconds: float = 0.0
-    validations: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    states: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    spectra: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-
-
 class Training:
     """A run in progress: everything that a checkpoint holds.
 
@@ -80,9 +56,11 @@ class Training:
     config : RunConfig
     dataset : Dataset
         On the device of the run.
+    start : Start, optional
+        What the arms post_training and distilled start from.
     """
 
-    def __init__(self, config: RunConfig, dataset: Dataset) -> None:
+    def __init__(self, config: RunConfig, dataset: Dataset, start: Start | None = None) -> None:
         torch.manual_seed(config.seed)
         self.config = config
         self.dataset = dataset
@@ -94,7 +72,16 @@ class Training:
         )
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
         self.scheduler = make_scheduler(self.optimizer, config)
-        self.compressor = self._make_compressor() if config.arm == "in_training" else None
+        self.compressor = make_compressor(
+            config,
+            self.model,
+            self.optimizer,
+            dataset=dataset,
+            validation_accuracy=self._validation_accuracy,
+            state={"scheduler": self.scheduler, "loader": self.batches},
+        )
+        self.start = start
+        self.teacher = start.model.to(torch.device(config.device)) if start and config.arm == "distilled" else None
         self.best: dict[str, Any] | None = None
         self.journal = Journal(started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
 
@@ -103,7 +90,7 @@ class Training:
         start = time.perf_counter()
         batch = self.batches.next()
         self.model.train()
-        loss = cross_entropy(self.model(*batch.arguments), batch.labels)
+        loss = self._loss(batch)
         if not math.isfinite(value := loss.item()):
             raise DivergedError(
                 f"{self.config.run_id}: the loss is {value} at step {self.step + 1}; a smaller learning_rate than "
@@ -111,6 +98,8 @@ class Training:
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if self.config.arm == "regularised" and self.step < self.config.last_step_of_window:
+            self._penalise()
         if self.config.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
@@ -121,6 +110,33 @@ class Training:
         self._compress(value)
         if self.step % self.config.evaluate_every == 0 or self.step == self.config.steps:
             self._validate()
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        scores = self.model(*batch.arguments)
+        if self.teacher is None:
+            return cross_entropy(scores, batch.labels)
+        self._wait_for_device()
+        start = time.perf_counter()
+        with torch.no_grad():
+            wanted = self.teacher(*batch.arguments)
+        self._wait_for_device()
+        self.journal.teacher_seconds += time.perf_counter() - start
+        return distillation_loss(
+            scores,
+            wanted,
+            batch.labels,
+            temperature=self.config.temperature,
+            weight=self.config.distillation_weight,
+        )
+
+    def _penalise(self) -> None:
+        """Add the gradient of the penalty to the gradients, apart from that of the loss so that its time is known."""
+        assert self.config.penalty_weight is not None
+        self._wait_for_device()
+        start = time.perf_counter()
+        (self.config.penalty_weight * PENALTIES[self.config.penalty_by](self.model)).backward()
+        self._wait_for_device()
+        self.journal.penalty_seconds += time.perf_counter() - start
 
     def save(self, path: Path) -> None:
         """Write all that `restore` needs; the file has either its old or its new content at every moment."""
@@ -135,14 +151,14 @@ class Training:
                 "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             },
             "best": self.best,
-            "journal": dataclasses.asdict(self.journal),
+            "journal": self.journal.to_dict(),
         }
         hsv_torch.save_checkpoint(self.model, path, optimizer=self.optimizer, extra=extra)
 
     @classmethod
-    def restore(cls, config: RunConfig, dataset: Dataset, path: Path) -> Training:
+    def restore(cls, config: RunConfig, dataset: Dataset, path: Path, start: Start | None = None) -> Training:
         """Return the run as it was when it was saved to `path`."""
-        training = cls(config, dataset)
+        training = cls(config, dataset, start)
         try:
             extra = hsv_torch.load_into(training.model, path, optimizer=training.optimizer)
         except hsv_torch.CheckpointError as error:
@@ -166,9 +182,23 @@ class Training:
         self.journal.code_digests.append(provenance.code_digest())
 
     def record_start(self) -> None:
-        """Record sizes and spectra before the first step."""
-        self.journal.states.append({"step": 0, "states": self.model.n_states})
+        """Record sizes and spectra before the first step; in the arm post_training, put the model in that is cut, and cut it."""
+        if self.config.arm != "post_training":
+            self._record_sizes()
+            self._record_spectra()
+            return
+        assert self.start is not None
+        resize_layers(self.model, layer_sizes(self.start.model), self.optimizer)
+        self.model.load_state_dict(self.start.model.state_dict())
+        self._record_sizes()
         self._record_spectra()
+        start = time.perf_counter()
+        history = cut_before_training(self.config, self.model, self.optimizer, self.dataset)
+        self._wait_for_device()
+        self.journal.reduction_seconds += time.perf_counter() - start
+        self.journal.first_cut = history.to_dict()
+        self._record_sizes()
+        self._validate()
 
     def result(self, *, evaluate_test: bool) -> RunResult:
         """Return what the finished run found; `evaluate_test` decides whether the test set is looked at, once."""
@@ -177,7 +207,7 @@ class Training:
         journal = self.journal
         test = evaluate(self.best_model(), self.dataset.test, self.step) if evaluate_test else None
         sizes = [States(**entry) for entry in journal.states]
-        before, after = self._median_step_seconds(sizes)
+        before, after = journal.median_step_seconds()
         parameters_before = count_parameters(build_model(self.config, self.dataset, sizes[0].states))
         return RunResult(
             run_id=self.config.run_id,
@@ -194,10 +224,14 @@ class Training:
             timing=Timing(
                 warm_up=journal.warm_up_seconds,
                 wall=journal.wall_seconds,
-                training=sum(journal.step_seconds) + journal.reduction_seconds,
+                training=journal.training_seconds,
                 reductions=journal.reduction_seconds,
                 step_before=before,
                 step_after=after,
+                penalty=journal.penalty_seconds,
+                teacher=journal.teacher_seconds,
+                undone=journal.undone_seconds,
+                earlier=0.0 if self.start is None else self.start.result.timing.with_earlier_runs,
             ),
             states_before=sizes[0].states,
             states_after=sizes[-1].states,
@@ -207,39 +241,17 @@ class Training:
             test_accuracy=None if test is None else test.accuracy,
             validations=tuple(Evaluation(**entry) for entry in journal.validations),
             states=tuple(sizes),
-            history=None if self.compressor is None else self.compressor.history.to_dict(),
+            history=journal.first_cut if self.compressor is None else self.compressor.history.to_dict(),
             spectra=tuple(Spectrum(**entry) for entry in journal.spectra),
         )
 
-    def best_model(self) -> hsv_torch.SequenceModel:
+    def best_model(self) -> Model:
         """Return the model as it was at its best validation after the window of the cuts."""
         assert self.best is not None
         model = build_model(self.config, self.dataset)
         resize_layers(model, self.best["sizes"])
         model.load_state_dict(self.best["model"])
         return model.eval()
-
-    def _make_compressor(self) -> hsv_torch.InTrainingCompressor:
-        config = self.config
-        guard = None
-        if config.max_drop is not None:
-            guard = hsv_torch.Rollback(self._validation_accuracy, max_drop=config.max_drop, higher_is_better=True)
-        try:
-            schedule = hsv_torch.Schedule(total_steps=config.steps, window=config.window, attempts=config.attempts)
-        except hsv.HsvError as error:
-            raise ConfigurationError(f"keys 'steps', 'window' and 'attempts': {error}") from error
-        return hsv_torch.InTrainingCompressor(
-            self.model,
-            self.optimizer,
-            rule=_rule(config),
-            schedule=schedule,
-            criterion=make_criterion(config),
-            calibration=make_calibration(config, self.dataset),
-            guard=guard,
-            ready=_ready(config),
-            moments=config.moments,
-            state={"scheduler": self.scheduler, "loader": self.batches},
-        )
 
     def _compress(self, loss: float) -> None:
         if self.compressor is None:
@@ -248,9 +260,14 @@ class Training:
         event = self.compressor.step(loss)
         self._wait_for_device()
         self.journal.reduction_seconds += time.perf_counter() - start
-        states = self.model.n_states
-        if event is not None and states != tuple(self.journal.states[-1]["states"]):
-            self.journal.states.append({"step": self.step, "states": states})
+        if event is None:
+            return
+        if self.compressor.steps < self.step:  # a cut was undone, and with it the steps since
+            self.step = self.compressor.steps
+            self.journal.take_back(self.step)
+            self.best = None
+        if self.model.n_states != tuple(self.journal.states[-1]["states"]):
+            self._record_sizes()
             self.best = None  # a cut that was put off may come after the window: what was best before it is larger
 
     def _validation_accuracy(self) -> float:
@@ -261,7 +278,7 @@ class Training:
         self.journal.validations.append(evaluation.model_dump())
         self._record_spectra()
         if self.step < self.config.last_step_of_window:
-            return  # what is best now may be larger than what the run ends with
+            return  # what is best now may be larger than what the run ends with, or be undone
         if self.best is None or evaluation.is_better_than(Evaluation(**self.best["evaluation"])):
             self.best = {
                 "evaluation": evaluation.model_dump(),
@@ -278,12 +295,8 @@ class Training:
             values = values.reshape(-1, values.shape[-1]).mean(axis=0)  # over the channels, where each has a system
             self.journal.spectra.append({"step": self.step, "layer": name, "values": tuple(values.tolist())})
 
-    def _median_step_seconds(self, sizes: list[States]) -> tuple[float, float]:
-        """Return the medians over the steps with the first and with the last size."""
-        seconds = np.asarray(self.journal.step_seconds)
-        first_change = sizes[1].step if len(sizes) > 1 else len(seconds)
-        last_change = sizes[-1].step if sizes[-1].step < len(seconds) else 0
-        return float(np.median(seconds[:first_change])), float(np.median(seconds[last_change:]))
+    def _record_sizes(self) -> None:
+        self.journal.states.append({"step": self.step, "states": self.model.n_states})
 
     def _wait_for_device(self) -> None:
         if torch.device(self.config.device).type == "cuda":
@@ -305,7 +318,8 @@ def train(
     ----------
     config : RunConfig
     directory : Path
-        Gets ``results.jsonl``, and ``<run_id>/`` with the checkpoint while the run goes and the best model at its end.
+        Gets ``results.jsonl``, and ``<run_id>/`` with the checkpoint while the run goes and the best model at its end. A run that starts from another one's
+        best model finds it there.
     dataset : Dataset, optional
         Default: the one that `config` names.
     evaluate_test : bool
@@ -320,12 +334,13 @@ def train(
     RunInterruptedError
         If `should_stop` said so.
     ConfigurationError
-        If the configuration does not fit the machine or the data.
+        If the configuration does not fit the machine or the data, or what the run starts from is not there.
     """
     finished = find_usable_result(directory, config, evaluate_test=evaluate_test)
     if finished is not None:
         return finished
     device = _device(config)
+    start = load_start(config, directory)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     data_dir = Path(config.data_dir) if config.data_dir is not None else None
@@ -334,15 +349,14 @@ def train(
     checkpoint = run_directory / CHECKPOINT_FILE
     warm_up_seconds = warm_up(config, dataset)
     if checkpoint.is_file():
-        training = Training.restore(config, dataset, checkpoint)
+        training = Training.restore(config, dataset, checkpoint, start)
     else:
-        training = Training(config, dataset)
+        training = Training(config, dataset, start)
         training.record_start()
     training.begin_session(warm_up_seconds)
     _run_to_end(training, checkpoint, progress, should_stop)
     result = training.result(evaluate_test=evaluate_test)
-    write_atomically(config.model_dump_json(indent=2).encode(), run_directory / CONFIG_FILE)
-    hsv_torch.save_checkpoint(training.best_model(), run_directory / BEST_FILE, extra=result.best.model_dump())
+    save_best_model(training.best_model(), config, run_directory, extra=result.best.model_dump())
     append_result(directory, result)
     checkpoint.unlink(missing_ok=True)
     return result
@@ -364,7 +378,9 @@ def warm_up(config: RunConfig, dataset: Dataset) -> float:
         system = hsv_torch.adapter_of(layer).system(layer)
         if system is not None:
             hsv.hankel_singular_values(system - system)
-    if config.arm == "in_training":
+    if config.arm == "regularised":
+        PENALTIES[config.penalty_by](model).backward()
+    if config.arm == "pragmatic" or config.arm in ARMS_WITH_A_RULE:
         with contextlib.suppress(hsv_torch.CutRefusedError):  # whether a throw-away model can be cut does not matter
             hsv_torch.compress_(
                 model,
@@ -376,46 +392,10 @@ def warm_up(config: RunConfig, dataset: Dataset) -> float:
     return time.perf_counter() - start
 
 
-def find_usable_result(directory: Path, config: RunConfig, *, evaluate_test: bool) -> RunResult | None:
-    """Return the finished run of `config` in `directory`, if there is one and it looked at the test set where asked to."""
-    finished = find_result(directory, config.run_id)
-    if finished is not None and (finished.test_accuracy is not None or not evaluate_test):
-        return finished
-    return None
-
-
-def load_best_model(run_directory: Path) -> hsv_torch.SequenceModel:
-    """Return the best model of a finished run, with the sizes that it was saved with, in evaluation mode."""
-    config = RunConfig.model_validate_json((run_directory / CONFIG_FILE).read_bytes())
-    model = make_model(config, task_shape(config.task, config.task_options))
-    hsv_torch.load_into(model, run_directory / BEST_FILE)
-    return model.eval()
-
-
-def build_model(config: RunConfig, dataset: Dataset, states: tuple[int, ...] | None = None) -> hsv_torch.SequenceModel:
+def build_model(config: RunConfig, dataset: Dataset, states: tuple[int, ...] | None = None) -> Model:
     """Return a new model for `dataset`, with other numbers of states than in `config` where `states` is given."""
     sized = config if states is None else config.with_values(n_states=states)
     return make_model(sized, dataset.shape).to(torch.device(config.device))
-
-
-def make_calibration(config: RunConfig, dataset: Dataset) -> list[Calibration] | None:
-    """Return batches of training sequences, drawn with the run's seed, that a selective layer is observed on; None for other layers.
-
-    Raises
-    ------
-    ConfigurationError
-        If there are fewer training sequences than are asked for.
-    """
-    if not needs_data(config):
-        return None
-    count = config.calibration_sequences
-    if count > len(dataset.train):
-        raise ConfigurationError(
-            f"key 'calibration_sequences': the training set has {len(dataset.train)} sequences, {count} are asked for"
-        )
-    random = np.random.default_rng([config.seed, 0, CALIBRATION_STREAM])
-    chosen = torch.from_numpy(random.choice(len(dataset.train), size=count, replace=False))
-    return dataset.train.calibration(chosen, CALIBRATION_BATCH)
 
 
 def make_batches(config: RunConfig, dataset: Dataset) -> ShuffledBatches:
@@ -430,33 +410,6 @@ def make_batches(config: RunConfig, dataset: Dataset) -> ShuffledBatches:
         return ShuffledBatches(dataset.train, config.batch_size, config.seed)
     except ValueError as error:
         raise ConfigurationError(f"key 'batch_size': {error}") from error
-
-
-def cross_entropy(scores: torch.Tensor, labels: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
-    """Return mean or sum over all labels, those of the steps at which something is asked where a sequence has a label a step."""
-    return nn.functional.cross_entropy(
-        scores.flatten(0, -2), labels.flatten(), ignore_index=NOT_ASKED, reduction=reduction
-    )
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, sequences: Sequences, step: int) -> Evaluation:
-    """Return accuracy and mean cross-entropy of `model`, which is left in the mode that it was in; both over all labels."""
-    was_training = model.training
-    model.eval()
-    correct, asked, loss = 0, 0, 0.0
-    for batch in sequences.batches(EVALUATION_BATCH):
-        scores = model(*batch.arguments)
-        correct += int((scores.argmax(dim=-1) == batch.labels).sum())
-        asked += int((batch.labels != NOT_ASKED).sum())
-        loss += float(cross_entropy(scores, batch.labels, reduction="sum"))
-    model.train(was_training)
-    return Evaluation(step=step, accuracy=correct / asked, loss=loss / asked)
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Return the number of real numbers that are trained."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def _run_to_end(
@@ -486,19 +439,6 @@ def _describe(training: Training) -> str:
     validations = training.journal.validations
     accuracy = f", validation {validations[-1]['accuracy']:.1%}" if validations else ""
     return f"{states} states{accuracy}"
-
-
-def _rule(config: RunConfig) -> hsv.Rule:
-    if config.order is not None:
-        return hsv.Order(config.order)
-    assert config.tau is not None
-    return hsv.HankelSum(discard=config.tau)
-
-
-def _ready(config: RunConfig) -> hsv_torch.LossFalls | None:
-    if config.ready_by is None and config.ready_to is None:
-        return None
-    return hsv_torch.LossFalls(by=config.ready_by, to=config.ready_to)
 
 
 def _device(config: RunConfig) -> torch.device:

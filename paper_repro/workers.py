@@ -19,9 +19,10 @@ from typing import Any
 import torch
 
 from paper_repro.configuration import ARMS_WITH_A_RULE, RunConfig
+from paper_repro.finished_runs import find_usable_result
 from paper_repro.progress import RunProgress
 from paper_repro.results import RunResult
-from paper_repro.training import RunInterruptedError, find_usable_result, train
+from paper_repro.training import RunInterruptedError, train
 
 # Libraries that start a thread a core would let the workers fight over the cores.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")

@@ -5,9 +5,10 @@ import torch
 
 from paper_repro.datasets import load_digits
 from paper_repro.errors import ConfigurationError, ResultError
+from paper_repro.finished_runs import load_best_model
 from paper_repro.learning_rate import warmup_cosine_factor
 from paper_repro.results import read_results
-from paper_repro.training import DivergedError, RunInterruptedError, Training, load_best_model, train
+from paper_repro.training import DivergedError, RunInterruptedError, Training, train
 
 CUT = {"arm": "in_training", "tau": 0.3, "attempts": 2, "window": (0.0, 0.5)}
 TIMES = {"provenance", "timing"}
@@ -131,7 +132,7 @@ def test_seeds_differ_and_seed_0_is_not_replaced(tmp_path, small_config):
     weights = [Training(small_config(seed=seed), dataset).model.encoder.weight for seed in (0, 1, 0)]
     assert torch.equal(weights[0], weights[2])
     assert not torch.equal(weights[0], weights[1])
-    batches = [Training(small_config(seed=seed), dataset).batches.next()[1] for seed in (0, 1, 0)]
+    batches = [Training(small_config(seed=seed), dataset).batches.next().labels for seed in (0, 1, 0)]
     assert torch.equal(batches[0], batches[2])
     assert not torch.equal(batches[0], batches[1])
 
@@ -139,7 +140,7 @@ def test_seeds_differ_and_seed_0_is_not_replaced(tmp_path, small_config):
 def test_every_epoch_has_every_sequence_at_most_once_in_a_new_order(small_config):
     dataset = load_digits()
     batches = Training(small_config(batch_size=500), dataset).batches
-    epochs = [torch.cat([batches.next()[0] for _ in range(2)]) for _ in range(2)]
+    epochs = [torch.cat([batches.next().inputs for _ in range(2)]) for _ in range(2)]
     for epoch in epochs:
         assert len(epoch.flatten(1).unique(dim=0)) == len(epoch) == 1000
     assert not torch.equal(*epochs)
