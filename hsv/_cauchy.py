@@ -30,6 +30,7 @@ from hsv._array import (
     to_host,
     widen,
 )
+from hsv._kernels import _threads
 from hsv._systems import DiagonalStateSpace
 
 _Kind = Literal["logarithms", "discrete", "continuous"]  # what the numbers that stand for the poles are
@@ -135,14 +136,13 @@ def _factor_both(kind: _Kind, poles: Array, B: Array, C: Array) -> tuple[Array, 
         del pairs
     first = _cholesky_factor(P)
     del P
+    if first is None:  # two eliminations side by side take little longer than one
+        del Q
+        return _eliminate_both(kind, poles, B, C)
     second = _cholesky_factor(Q)
     del Q
-    if first is not None and second is not None:
+    if second is not None:
         return first, second
-    if first is None and second is None:
-        return _eliminate_both(kind, poles, B, C)
-    if first is None:
-        return _elimination(kind, poles, B), second
     return first, _elimination(kind, conjugate(poles), C)
 
 
@@ -180,7 +180,7 @@ def _cholesky_factor(P: Array) -> Array | None:
 
 def _elimination(kind: _Kind, poles: Array, G: Array) -> Array:
     if in_host_memory(G):
-        return on_host(partial(_factor_on_host, kind), poles, G, reason="the elimination")
+        return on_host(partial(_factor_on_host, kind), poles, _compressed(G), reason="the elimination")
     if _device.kernels_serve(G, poles.shape[-1]):
         return _device.cauchy_factor(kind, poles, _diagonal(kind, poles), _compressed(G))
     return _eliminate(G, *_pairs(kind, poles))
@@ -188,7 +188,8 @@ def _elimination(kind: _Kind, poles: Array, G: Array) -> Array:
 
 def _eliminate_both(kind: _Kind, poles: Array, B: Array, C: Array) -> tuple[Array, Array]:
     if in_host_memory(B):
-        first, second = on_host(partial(_factors_on_host, kind), poles, B, C, reason="the elimination")
+        generators = _compressed(B), _compressed(C)
+        first, second = on_host(partial(_factors_on_host, kind), poles, *generators, reason="the elimination")
         return first, second
     if _device.kernels_serve(B, poles.shape[-1]):
         # The dual system has the conjugate poles.
@@ -199,14 +200,20 @@ def _eliminate_both(kind: _Kind, poles: Array, B: Array, C: Array) -> tuple[Arra
 
 def _factors_on_host(kind: _Kind, poles: np.ndarray, B: np.ndarray, C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     gaps, pairs = _pairs_on_host(kind, poles)
-    first = _eliminate_on_host(B, gaps, pairs)
-    return first, _eliminate_on_host(C, np.conjugate(gaps, out=gaps), np.conjugate(pairs, out=pairs))
+    generators, factors = (B, np.conjugate(C)), [B, C]  # the second is the conjugate of a factor with the same pairs
+
+    def eliminate(first: int, last: int) -> None:
+        for k in range(first, last):
+            factors[k] = _eliminate_on_host(generators[k], gaps, pairs)
+
+    columns = max(B.shape[-1], C.shape[-1])
+    _threads.run(eliminate, 2, operations=2.0 * pairs.size * poles.shape[-1] * columns)
+    return factors[0], np.conjugate(factors[1], out=factors[1])
 
 
 def _eliminate_on_host(G: np.ndarray, differences: np.ndarray, denominators: np.ndarray) -> np.ndarray:
     """Hand a batch to the compiled twin of :func:`_eliminate`: the same numbers without the cost of its many small calls."""
-    arrays = _compressed(G), differences, denominators
-    flat = (np.ascontiguousarray(x).reshape(-1, *x.shape[-2:]) for x in arrays)
+    flat = (np.ascontiguousarray(x).reshape(-1, *x.shape[-2:]) for x in (G, differences, denominators))
     return _kernels.cauchy_factor(*flat).reshape(denominators.shape)
 
 
@@ -214,7 +221,17 @@ def _compressed(G: Array) -> Array:
     """``G G^H`` needs ``n`` columns at the most."""
     if G.shape[-1] <= G.shape[-2]:
         return G
-    return conjugate_transpose(namespace(G).linalg.qr(conjugate_transpose(G), mode="reduced")[1])
+    return conjugate_transpose(_triangle(conjugate_transpose(G)))
+
+
+def _triangle(x: Array) -> Array:
+    """The triangle of a QR factorization, without the other factor where the library can leave it out, as the standard's functions cannot."""
+    xp = namespace(x)
+    if isinstance(x, np.ndarray):
+        return np.linalg.qr(x, mode="r")
+    if "torch" in xp.__name__:
+        return xp.linalg.qr(x, mode="r")[1]
+    return xp.linalg.qr(x, mode="reduced")[1]
 
 
 def _rotate_into_first(G: Array, pivot: Array) -> Array:

@@ -746,46 +746,68 @@ def cauchy_factor(generators: ComplexArray, differences: ComplexArray, denominat
     factor = np.zeros_like(denominators)
     root_gap, squares, weight = np.empty(n), np.empty(n), np.empty(n, dtype=generators.dtype)
     v = np.empty(m, dtype=generators.dtype)
+    state = np.empty(
+        n, dtype=np.int64
+    )  # which one stands at each place: those that are done come first, and are not touched again
     for b in range(generators.shape[0]):
         G = generators[b].T.copy()  # (m, n): a column each row
         L = factor[b]  # columns as rows, until the end
+        squares[:] = 0.0
         for i in range(n):
             root_gap[i] = np.sqrt(denominators[b, i, i].real)
-        for k in range(n):
-            squares[:] = 0.0
-            for c in range(m):
-                for i in range(n):
-                    squares[i] += G[c, i].real ** 2 + G[c, i].imag ** 2
-            p, largest = 0, -1.0
+            state[i] = i
+        for c in range(m):
             for i in range(n):
-                pivot = squares[i] / (root_gap[i] * root_gap[i])
-                if pivot > largest:
-                    p, largest = i, pivot
-            if squares[p] == 0.0:
+                squares[i] += G[c, i].real ** 2 + G[c, i].imag ** 2
+        for k in range(n):
+            place, largest = k, -1.0
+            for i in range(k, n):
+                pivot = squares[i] / (root_gap[state[i]] * root_gap[state[i]])
+                if pivot > largest or (pivot == largest and state[i] < state[place]):
+                    place, largest = i, pivot
+            if squares[place] == 0.0:
                 break
+            squares[k], squares[place] = squares[place], squares[k]
+            state[k], state[place] = state[place], state[k]
+            for c in range(m):
+                G[c, k], G[c, place] = G[c, place], G[c, k]
+            p, left = state[k], n - k
+            later = squares[k:]
+            pivot_square = later[0]
+            later[:] = 0.0
             if m > 1:
-                length = np.sqrt(squares[p])
+                length = np.sqrt(pivot_square)
                 for c in range(m):  # of length 1: near the end of an elimination squares have no inverses
-                    v[c] = G[c, p] / length
+                    v[c] = G[c, k] / length
                 length = 0.0
                 for c in range(m):
                     length += v[c].real ** 2 + v[c].imag ** 2
                 length, size = np.sqrt(length), np.abs(v[0])
                 v[0] = v[0] + length if size == 0.0 else v[0] + v[0] / size * length
                 scale = 1.0 / (length * (length + size))
-                weight[:] = 0.0
+                weight[:left] = 0.0
                 for c in range(m):
                     coefficient = np.conj(v[c]) * scale
-                    for i in range(n):
-                        weight[i] += G[c, i] * coefficient
+                    column = G[c, k:]
+                    for i in range(left):
+                        weight[i] += column[i] * coefficient
                 for c in range(m):
                     coefficient = v[c]
-                    for i in range(n):
-                        G[c, i] -= weight[i] * coefficient
-            for i in range(n):
-                quotient = G[0, i] / np.conj(denominators[b, p, i])
-                L[k, i] = quotient * root_gap[p]
-                G[0, i] = -quotient * differences[b, p, i]
+                    column = G[c, k:]
+                    if c == 0:
+                        for i in range(left):
+                            column[i] -= weight[i] * coefficient
+                    else:
+                        for i in range(left):
+                            x = column[i] - weight[i] * coefficient
+                            column[i] = x
+                            later[i] += x.real**2 + x.imag**2
+            for i in range(k, n):
+                quotient = G[0, i] / np.conj(denominators[b, p, state[i]])
+                L[k, state[i]] = quotient * root_gap[p]
+                x = quotient * differences[b, p, state[i]]
+                G[0, i] = -x
+                squares[i] += x.real**2 + x.imag**2
         for i in range(n):
             for j in range(i):
                 L[i, j], L[j, i] = L[j, i], L[i, j]

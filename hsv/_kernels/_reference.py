@@ -257,6 +257,7 @@ def cauchy_factor(generators: ComplexArray, differences: ComplexArray, denominat
                 G -= np.outer(G @ row.conj() / (length * (length + size)), row)
             L[:, k] = G[:, 0] * np.sqrt(d[p, p].real) / d[:, p]
             G[:, 0] *= gap[:, p] / d[:, p]
+            G[p] = 0  # but for rounding errors
     return factor
 
 
