@@ -22,6 +22,11 @@ from hsv._errors import (
 )
 from hsv._files import load, save
 from hsv._frequency_limited import frequency_limited_gramians
+from hsv._frequency_weighted import (
+    frequency_weighted_gramians,
+    frequency_weighted_singular_perturbation,
+    frequency_weighted_truncation,
+)
 from hsv._gramians import (
     controllability_factor,
     controllability_gramian,
@@ -96,6 +101,9 @@ __all__ = [
     "frequency_limited_gramians",
     "frequency_limited_singular_perturbation",
     "frequency_limited_truncation",
+    "frequency_weighted_gramians",
+    "frequency_weighted_singular_perturbation",
+    "frequency_weighted_truncation",
     "from_control",
     "from_descriptor",
     "from_pymor",

@@ -181,7 +181,7 @@ def time_limited_truncation(
     >>> sys = hsv.DiagonalStateSpace([0.99, 0.1], [[0.3], [1.0]], [[0.3, 1.0]], dt=True)             # the slow state needs time to matter
     >>> short, long = hsv.time_limited_truncation(sys, 1, 2), hsv.time_limited_truncation(sys, 1, 500)
     >>> short.system.poles().real.round(2), long.system.poles().real.round(2)
-    (array([0.18]), array([0.96]))
+    (array([0.2]), array([0.98]))
     """
     check_stability_name(stability)
     check_horizon(sys, horizon)
