@@ -35,6 +35,7 @@ KEYS_OF_CUTS = frozenset(
         "gradual",
         "attempts",
         "reading",
+        "horizon",
         "method",
         "calibration_sequences",
         "ready_by",
@@ -43,7 +44,7 @@ KEYS_OF_CUTS = frozenset(
         "max_drop",
     }
 )
-KEYS_OF_ONE_CUT = frozenset({"tau", "order", "reading", "method", "calibration_sequences"})
+KEYS_OF_ONE_CUT = frozenset({"tau", "order", "reading", "horizon", "method", "calibration_sequences"})
 # Keys that some arms do without, and which arms these are: an arm ignores those of the others.
 KEYS_OF_ARMS: dict[Arm, frozenset[str]] = {
     "full": frozenset(),
@@ -123,6 +124,11 @@ class RunConfig(pydantic.BaseModel):
         description="of a time-invariant layer's system: balanced truncation of the complex system (the paper's) or of the real one; or a "
         "score of its states, see `paper_repro.methods`",
     )
+    horizon: float | None = Field(
+        None,
+        gt=0,
+        description="steps that the reading looks back, see `hsv_torch.Discounted`; the length of the sequences, say. None: for ever",
+    )
     method: str | None = Field(
         None, description="of the cuts of a selective layer, see `paper_repro.methods`; None: the layer's default"
     )
@@ -169,7 +175,7 @@ class RunConfig(pydantic.BaseModel):
             self._refuse_unless_default(KEYS_OF_LRU, "only layer lru has it")
         if self.layer in SELECTIVE_LAYERS:
             self._refuse_unless_default(
-                ("reading",), "only a time-invariant layer has one, and `method` stands for it here"
+                ("reading", "horizon"), "only a time-invariant layer has one, and `method` stands for it here"
             )
         else:
             self._refuse_unless_default(

@@ -107,5 +107,6 @@ def needs_data(config: RunConfig) -> bool:
 def make_criterion(config: RunConfig) -> hsv_torch.Criterion | None:
     """Return the criterion of the run's cuts; None: the layer's default."""
     if not needs_data(config):
-        return READINGS[config.reading](config.seed)
+        criterion = READINGS[config.reading](config.seed)
+        return criterion if config.horizon is None else hsv_torch.Discounted(config.horizon, criterion)
     return None if config.method is None else selective_criterion(config.method, config.seed)

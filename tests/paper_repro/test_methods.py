@@ -32,6 +32,8 @@ def test_random_choices_follow_the_seed_of_the_run():
 def test_a_run_names_its_method_by_the_kind_of_its_layer():
     assert make_criterion(make_config(read_preset("digits"))) == hsv_torch.ComplexHankel()
     assert make_criterion(make_config({**read_preset("digits"), "reading": "real"})) == hsv_torch.RealHankel()
+    looking_back = make_criterion(make_config({**read_preset("digits"), "reading": "last", "horizon": 64.0}))
+    assert looking_back == hsv_torch.Discounted(64.0, hsv_torch.ModeChoice("last"))
     assert make_criterion(make_config(read_preset("mqar"))) is None
     assert make_criterion(make_config({**read_preset("mqar"), "method": "auto"})) == METHODS["auto"](0)
 
