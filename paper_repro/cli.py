@@ -17,10 +17,16 @@ from paper_repro import provenance
 from paper_repro.comparison import best_of_words, group_runs, make_table
 from paper_repro.configuration import Arm, make_config, parse_overrides, preset_names, read_preset
 from paper_repro.errors import ConfigurationError, ReproError
+from paper_repro.finished_runs import BEST_FILE
 from paper_repro.progress import RunProgress
-from paper_repro.results import find_result, read_results
+from paper_repro.results import RunResult, find_result, read_results
+from paper_repro.tables.graph import Extent
+from paper_repro.tables.grid import Format
+from paper_repro.tables.plan import VARIANTS, Variant
 
 MOST_WORKERS = 8
+NOT_FINISHED = 3  # exit status of a command whose minutes were over before its runs
+RUNS, TABLE_RUNS = Path("runs"), Path("runs/tables")
 
 app = typer.Typer(
     add_completion=False,
@@ -31,15 +37,24 @@ app = typer.Typer(
     epilog="Example: [bold]python -m paper_repro run digits --seed 0 --set tau=0.2[/bold]",
 )
 
-Preset = Annotated[
-    str, typer.Argument(help=f"One of {', '.join(preset_names())}, or a .toml file.", show_default=False)
-]
+Preset = Annotated[str, typer.Argument(help="A preset, see `run --list`, or a .toml file.", show_default=False)]
+TableName = Annotated[str, typer.Argument(help="Name of a table, or table1, table2, ...", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value; may be repeated.")
 ]
 Out = Annotated[Path, typer.Option(help="Folder of results and checkpoints.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder of the data files.", show_default=False)]
 Workers = Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: the cores.", show_default=False)]
+Minutes = Annotated[
+    float | None, typer.Option(min=0, help="Stop then; repeat to go on (status 3).", show_default=False)
+]
+Quick = Annotated[bool, typer.Option("--quick", help="Variant of a table: whether it runs.")]
+Cpu = Annotated[bool, typer.Option("--cpu", help="What a CPU does in an hour.")]
+Gpu = Annotated[bool, typer.Option("--gpu", help="What a GPU does in hours.")]
+Paper = Annotated[bool, typer.Option("--paper", help="As in the paper.")]
+SharedRate = Annotated[bool, typer.Option("--shared-rate", help="One learning rate for all, the preset's.")]
+Rows = Annotated[str | None, typer.Option(help="Only these rows, commas between.", show_default=False)]
+Tasks = Annotated[str | None, typer.Option(help="Only these tasks, commas between.", show_default=False)]
 
 
 @app.command()
@@ -50,7 +65,7 @@ def demo(
     workers: Workers = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on from what is in the folder.")] = False,
 ) -> None:
-    """Digits in minutes: full, cut in training, from scratch; a table and a report."""
+    """Digits in minutes: full, cut, from scratch; table and report."""
     from paper_repro.demo import run_demo
 
     run_demo(
@@ -63,107 +78,244 @@ def demo(
     )
 
 
-@app.command()
+@app.command(epilog="Example: [bold]python -m paper_repro run methods --cpu --minutes 10[/bold]")
 def run(
-    preset: Preset,
-    arm: Annotated[Arm, typer.Option(help="What to train.")] = "in_training",
-    seed: Annotated[int, typer.Option(help="Of weights, dropout and order of the data.")] = 0,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A preset, a .toml file, a table, or smoke: all, a few steps.", show_default=False),
+    ] = None,
+    arm: Annotated[Arm, typer.Option(help="What to train.", rich_help_panel="One run of a preset")] = "in_training",
+    seed: Annotated[
+        int, typer.Option(help="Of weights, dropout and order of the data.", rich_help_panel="One run of a preset")
+    ] = 0,
     layer: Annotated[
-        str | None, typer.Option(help="Layer in place of the preset's: lru, s5, s4d, mamba.", show_default=False)
+        str | None,
+        typer.Option(help="lru, s5, s4d or mamba.", show_default=False, rich_help_panel="One run of a preset"),
     ] = None,
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a value.", rich_help_panel="One run of a preset"),
+    ] = None,
     sizes_of: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Start with the states that this run ended with.")
+        str | None,
+        typer.Option(metavar="RUN", help="Take the states that it ended with.", rich_help_panel="One run of a preset"),
     ] = None,
-    out: Out = Path("runs"),
+    starts_from: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Start from it, or be taught by it.", rich_help_panel="One run of a preset"),
+    ] = None,
+    test: Annotated[bool, typer.Option(help="Evaluate the test set.", rich_help_panel="One run of a preset")] = True,
+    quick: Quick = False,
+    cpu: Cpu = False,
+    gpu: Gpu = False,
+    paper: Paper = False,
+    rows: Rows = None,
+    tasks: Tasks = None,
+    seeds: Annotated[str | None, typer.Option(help="Only these seeds, commas between.", show_default=False)] = None,
+    shared_rate: SharedRate = False,
+    workers: Workers = None,
+    launcher: Annotated[
+        str | None, typer.Option(help="slurm: a job for each run; local, debug: to try it.", show_default=False)
+    ] = None,
+    launcher_options: Annotated[
+        list[str] | None, typer.Option("--launch", metavar="KEY=VALUE", help="Of submitit's executor.")
+    ] = None,
+    minutes: Minutes = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: runs, runs/tables.", show_default=False)] = None,
     data_dir: DataDir = None,
-    test: Annotated[bool, typer.Option(help="Evaluate the test set at the end.")] = True,
+    list_: Annotated[bool, typer.Option("--list", help="Show tables and presets.")] = False,
 ) -> None:
-    """Train one model, or go on with it where it was interrupted."""
-    from paper_repro.training import train
+    """Train one model or a whole table; repeat it to go on."""
+    from paper_repro.tables.plan import find_plan
+    from paper_repro.tables.run import TimeBudget, run_table
 
-    values: dict[str, Any] = {**read_preset(preset), "arm": arm, "seed": seed, **parse_overrides(overrides or [])}
-    if layer is not None:
-        values["layer"] = layer
-    if data_dir is not None:
-        values["data_dir"] = str(data_dir)
-    if sizes_of is not None:
-        earlier = find_result(out, sizes_of)
-        if earlier is None:
+    if list_ or name is None:
+        _list(Console())
+        return
+    plan = find_plan(name)
+    chosen = [quick, cpu, gpu, paper]
+    if plan is None:
+        if any(chosen):
             raise ConfigurationError(
-                f"--sizes-of: no finished run {sizes_of!r} in {out}; `python -m paper_repro table` lists them"
+                f"--quick, --cpu, --gpu and --paper are for tables, and {name!r} is none; {_known()}"
             )
-        values |= {"n_states": list(earlier.states_after), "sizes_of": sizes_of}
-    config = make_config(values)
+        if name == "smoke":
+            from paper_repro.smoke import run_smoke
+
+            run_smoke(out, n_workers=workers or default_workers(), console=Console())
+            return
+        values: dict[str, Any] = {**read_preset(name), "arm": arm, "seed": seed, **parse_overrides(overrides or [])}
+        if layer is not None:
+            values["layer"] = layer
+        if data_dir is not None:
+            values["data_dir"] = str(data_dir)
+        _run_one(values, out or RUNS, sizes_of=sizes_of, starts_from=starts_from, test=test, budget=TimeBudget(minutes))
+        return
+    extent = _extent(chosen, rows, tasks, shared_rate, seeds)
+    directory = out or TABLE_RUNS
+    count = workers or default_workers()
+    runner = None
+    if launcher is not None:
+        from paper_repro.launch import launcher_of
+
+        runner = launcher_of(
+            launcher, directory, n_workers=count, minutes=minutes, options=parse_overrides(launcher_options or [])
+        )
+    budget = TimeBudget(minutes)
+    if not run_table(
+        plan, extent, directory, console=Console(), budget=budget, runner=runner, n_workers=count, data_dir=data_dir
+    ):
+        raise typer.Exit(NOT_FINISHED)
+
+
+def _run_one(
+    values: dict[str, Any], out: Path, *, sizes_of: str | None, starts_from: str | None, test: bool, budget: Any
+) -> None:
+    from paper_repro.training import RunInterruptedError, train
+    from paper_repro.workers import Job, resolved
+
+    earlier = {name: _finished_run(out, name, option) for name, option in ((sizes_of, "--sizes-of"), (starts_from, "--starts-from")) if name}  # fmt: skip
+    config = resolved(Job("run", make_config(values), sizes_of=sizes_of, starts_from=starts_from), earlier)
     console = Console()
     progress = RunProgress(console)
     progress.add(config.run_id, config)
     with progress, _stop_at_next_step() as stopped:
-        result = train(
-            config,
-            out,
-            evaluate_test=test,
-            progress=lambda step, note: progress.update(config.run_id, step, config.steps, note),
-            should_stop=stopped,
-        )
+        try:
+            result = train(
+                config,
+                out,
+                evaluate_test=test,
+                progress=lambda step, note: progress.update(config.run_id, step, config.steps, note),
+                should_stop=lambda: stopped() or budget(),
+            )
+        except RunInterruptedError as interrupted:
+            if stopped():
+                raise
+            console.print(str(interrupted), highlight=False)
+            raise typer.Exit(NOT_FINISHED) from interrupted
         progress.finish(config.run_id, result)
     console.print(make_table(group_runs([result]), title=config.run_id))
     console.print(
-        f"One line in {out / 'results.jsonl'}, the best model in {out / config.run_id / 'best.safetensors'}",
-        highlight=False,
+        f"One line in {out / 'results.jsonl'}, the best model in {out / config.run_id / BEST_FILE}", highlight=False
     )
 
 
-@app.command("select-lr")
+def _finished_run(out: Path, name: str, option: str) -> RunResult:
+    earlier = find_result(out, name)
+    if earlier is None:
+        raise ConfigurationError(
+            f"{option}: no finished run {name!r} in {out}; `python -m paper_repro table` lists them"
+        )
+    return earlier
+
+
+@app.command("select-lr", epilog="Example: [bold]python -m paper_repro select-lr methods --cpu --seeds 1[/bold]")
 def select_lr(
-    preset: Preset,
-    rates: Annotated[str, typer.Option(help="Rates to try with every arm.")] = "4e-3,8e-3,16e-3",
+    name: Annotated[str, typer.Argument(help="A preset, a .toml file, or a table.", show_default=False)],
+    rates: Annotated[str, typer.Option(help="Rates to try with every arm or row.")] = "4e-3,8e-3,16e-3",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds an arm and rate.")] = 3,
-    first_seed: Annotated[int, typer.Option(min=0, help="The first of them; the demo has others.")] = 100,
+    first_seed: Annotated[int, typer.Option(min=0, help="The first of them; what is shown has others.")] = 100,
     overrides: Overrides = None,
+    quick: Quick = False,
+    cpu: Cpu = False,
+    gpu: Gpu = False,
+    paper: Paper = False,
+    rows: Rows = None,
+    tasks: Tasks = None,
     out: Out = Path("runs/select-lr"),
     output: Annotated[
-        Path | None, typer.Option(help="File of the choice; default: the one the demo reads.", show_default=False)
+        Path | None, typer.Option(help="File of the choice; default: where it is looked for.", show_default=False)
     ] = None,
     data_dir: DataDir = None,
     workers: Workers = None,
 ) -> None:
-    """Choose each arm's learning rate on validation data."""
+    """Choose each method's learning rate on validation data."""
     from paper_repro.selection import choice_path, describe_choice, select_learning_rates, write_choice
+    from paper_repro.tables.plan import find_plan
 
-    values = {**read_preset(preset), **parse_overrides(overrides or [])}
+    command = shlex.join(["python", "-m", "paper_repro", *sys.argv[1:]])
+    console, numbers = Console(), range(first_seed, first_seed + seeds)
+    tried, count = _parse_rates(rates), workers or default_workers()
+    plan = find_plan(name)
+    if plan is not None:
+        from paper_repro.tables.rates import choose_for_table
+
+        extent = _extent([quick, cpu, gpu, paper], rows, tasks, False, None)
+        choose_for_table(
+            plan, extent, rates=tried, seeds=numbers, directory=out, n_workers=count, console=console, command=command,
+            output=output,
+        )  # fmt: skip
+        return
+    values = {**read_preset(name), **parse_overrides(overrides or [])}
     if data_dir is not None:
         values["data_dir"] = str(data_dir)
-    console = Console()
     with RunProgress(console) as progress:
         choice = select_learning_rates(
-            values,
-            rates=_parse_rates(rates),
-            seeds=range(first_seed, first_seed + seeds),
-            directory=out,
-            n_workers=workers or default_workers(),
-            progress=progress,
-            command=shlex.join(["python", "-m", "paper_repro", *sys.argv[1:]]),
+            values, rates=tried, seeds=numbers, directory=out, n_workers=count, progress=progress, command=command
         )
-    path = output or choice_path(preset)
+    path = output or choice_path(name)
     write_choice(choice, path)
     console.print(*describe_choice(choice), f"Written to {path}", sep="\n", highlight=False)
 
 
-@app.command()
-def table(out: Out = Path("runs")) -> None:
-    """Show the finished runs of a folder, arm by arm."""
-    results = read_results(out)
+@app.command(epilog="Example: [bold]python -m paper_repro table methods --cpu --format markdown[/bold]")
+def table(
+    name: Annotated[
+        str | None, typer.Argument(help="A table; none: the finished runs of a folder.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of runs; default: the results that are kept.", show_default=False)
+    ] = None,
+    style: Annotated[Format, typer.Option("--format", help="How it is written.")] = "terminal",
+    quick: Quick = False,
+    cpu: Cpu = False,
+    gpu: Gpu = False,
+    paper: Paper = False,
+    shared_rate: SharedRate = False,
+) -> None:
+    """Show a table beside the paper's figures, or a folder's runs."""
+    if name is not None:
+        from paper_repro.tables.plan import read_plan
+        from paper_repro.tables.show import show_table
+
+        chosen = [quick, cpu, gpu, paper]
+        variant = _variant(chosen) if any(chosen) else None
+        show_table(read_plan(name), variant, out, style=style, shared_rate=shared_rate, console=Console())
+        return
+    folder = out or RUNS
+    results = read_results(folder)
     arms = group_runs(results)
     console = Console()
-    console.print(make_table(arms, title=f"{len(results)} runs in {out}"))
+    console.print(make_table(arms, title=f"{len(results)} runs in {folder}"))
     for words in filter(None, map(best_of_words, arms)):
         console.print(words, highlight=False)
     for result in results:
         console.print(f"  {result.run_id}", highlight=False)
 
 
-@app.command()
+@app.command(epilog="Example: [bold]python -m paper_repro collect methods --cpu[/bold]")
+def collect(
+    name: TableName,
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = TABLE_RUNS,
+    quick: Quick = False,
+    cpu: Cpu = False,
+    gpu: Gpu = False,
+    paper: Paper = False,
+    shared_rate: SharedRate = False,
+    into: Annotated[
+        Path | None, typer.Option(help="Folder of the file; default: paper_repro/results.", show_default=False)
+    ] = None,
+) -> None:
+    """Copy a table's finished runs into the repository."""
+    from paper_repro.tables.collected import RESULTS, collect
+    from paper_repro.tables.plan import read_plan
+
+    extent = _extent([quick, cpu, gpu, paper], None, None, shared_rate, None)
+    path, count, planned = collect(read_plan(name), extent, out, into or RESULTS)
+    Console().print(f"{count} of {planned} runs are in {path}", highlight=False)
+
+
+@app.command(epilog="[bold]python -m paper_repro study-table FILE[/bold] shows what was measured.")
 def study(
     results: Annotated[Path, typer.Option(help="File that gets a line for each measurement.")] = Path(
         "runs/study/measurements.jsonl"
@@ -187,7 +339,7 @@ def study(
     quick: Annotated[bool, typer.Option("--quick", help="Tiny models: whether everything runs, in minutes.")] = False,
     workers: Workers = None,
 ) -> None:
-    """Cuts of Mamba layers by every method, early and late, right after the cut and after training on."""
+    """Cuts of Mamba layers by every method, early and late."""
     from paper_repro.study.plan import DEFAULT, QUICK, restricted
     from paper_repro.study.run import run_study
     from paper_repro.study.tables import study_tables
@@ -207,7 +359,7 @@ def study(
     console.print(study_tables(measurements), markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command("study-table")
+@app.command("study-table", hidden=True)
 def study_table(
     results: Annotated[Path, typer.Argument(help="File of measurements.")] = Path("runs/study/measurements.jsonl"),
     into: Annotated[
@@ -234,7 +386,7 @@ def moments(
     stored: Annotated[bool, typer.Option("--stored", help="Measure nothing: the table of what the file has.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Two seeds and a few steps: whether everything runs.")] = False,
 ) -> None:
-    """Cuts with the optimizer's moments carried, sliced and reset."""
+    """Cuts with the moments carried, sliced and reset."""
     import torch
 
     from paper_repro.moments import MARKS, QUICK, Plan, measure, moments_table, read_results, write_results
@@ -256,6 +408,12 @@ def default_workers() -> int:
     return min(provenance.available_cores(), MOST_WORKERS)
 
 
+def _known() -> str:
+    from paper_repro.tables.plan import plan_names
+
+    return f"tables are {', '.join(plan_names())}"
+
+
 def main() -> None:
     """Run the command line; an error that the user can mend is one message and exit status 2."""
     try:
@@ -263,6 +421,38 @@ def main() -> None:
     except ReproError as error:
         Console(stderr=True).print(f"Error: {error}", markup=False, highlight=False, style="red", soft_wrap=True)
         sys.exit(2)
+
+
+def _variant(chosen: list[bool]) -> Variant:
+    """Return the variant whose flag was given."""
+    if sum(chosen) != 1:
+        raise ConfigurationError("a table has variants: give one of --quick, --cpu, --gpu and --paper")
+    return VARIANTS[chosen.index(True)]
+
+
+def _extent(chosen: list[bool], rows: str | None, tasks: str | None, shared_rate: bool, seeds: str | None) -> Extent:
+    """Return how much of a table was asked for."""
+    try:
+        numbers = None if seeds is None else tuple(int(part) for part in seeds.split(","))
+    except ValueError as error:
+        raise ConfigurationError(f"--seeds takes whole numbers with commas between, got {seeds!r}") from error
+    return Extent(_variant(chosen), rows=_names(rows), tasks=_names(tasks), seeds=numbers, shared_rate=shared_rate)
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(part.strip() for part in text.split(","))
+
+
+def _list(console: Console) -> None:
+    """Print tables and presets."""
+    from paper_repro.tables.plan import plan_names, read_plan
+
+    console.print("Tables", style="bold")
+    for plan in map(read_plan, plan_names()):
+        variants = " ".join(f"--{variant}" for variant in plan.variants)
+        console.print(f"  table{plan.number}  {plan.name}: {plan.title} ({variants})", highlight=False)
+    console.print("Presets", style="bold")
+    console.print("  " + ", ".join(preset_names()), highlight=False)
 
 
 def _parse_rates(text: str) -> list[float]:

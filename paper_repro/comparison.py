@@ -25,6 +25,7 @@ from paper_repro.statistics import (
 
 SHARE_OF_REDUCTIONS_AIMED_AT = 0.02
 SAME_SPEED = 0.05  # medians on a shared machine differ by as much between equal runs
+ARMS_THAT_CUT = ("in_training", "pragmatic", "regularised")  # while they train
 TERMINAL_COLUMNS = ("arm", "states a layer", "test accuracy", "ms a step", "reductions")  # what 80 characters hold
 
 
@@ -89,7 +90,7 @@ class ArmFigures:
         ]
         tested = bool(self.accuracy_by_seed)
         before, after = (f"{1e3 * seconds:.2f}" for seconds in (self.step_before, self.step_after))
-        cuts = self.config.arm == "in_training"
+        cuts = self.config.arm in ARMS_THAT_CUT
         share = self.reduction_seconds / self.training_seconds
         return {
             "arm": self.name,
@@ -143,9 +144,10 @@ def group_runs(results: Iterable[RunResult]) -> list[ArmFigures]:
 
 def _identity_of_arm(config: RunConfig) -> str:
     values = {key: value for key, value in config.identity().items() if key != "seed"}
+    values.pop("starts_from", None)  # a run of the same seed
     if config.sizes_of is not None:  # the sizes differ with the seeds; the cuts that they come from do not
         values.pop("n_states", None)
-        values |= {key: getattr(config, key) for key in KEYS_OF_CUTS}
+        values |= {key: getattr(config, key) for key in KEYS_OF_CUTS - {"order"}}
     return json.dumps(values, sort_keys=True)
 
 
@@ -156,15 +158,24 @@ def make_arm(runs: Sequence[RunResult]) -> ArmFigures:
         "full": "full",
         "in_training": f"cut in training, {rule_words(config)}",
         "from_scratch": "from scratch at its sizes" if config.sizes_of is not None else "from scratch",
+        "pragmatic": f"cut by {config.share_of_cut:.0%} while validation improves",
+        "post_training": f"cut after training, {rule_words(config, once=True)}",
+        "distilled": "distilled",
+        "regularised": f"regularised, then cut, {rule_words(config, once=True)}",
     }
     return ArmFigures(names[config.arm], tuple(sorted(runs, key=lambda run: run.config.seed)))
 
 
-def rule_words(config: RunConfig) -> str:
+READING_WORDS = {"complex": "", "real": ", conjugate-aware"}
+
+
+def rule_words(config: RunConfig, *, once: bool = False) -> str:
     """Return the rule of the cuts in words."""
-    rule = f"tau {config.tau:g}" if config.tau is not None else f"to {config.order} states"
-    times = "once" if config.attempts == 1 else f"{config.attempts} times"
-    how = ", conjugate-aware" if config.reading == "real" else "" if config.method is None else f", {config.method}"
+    order = config.order if config.order is None or isinstance(config.order, int) else states_text(config.order)
+    rule = f"tau {config.tau:g}" if config.tau is not None else f"to {order} states"
+    times = "once" if once or config.attempts == 1 else f"{config.attempts} times"
+    reading = READING_WORDS.get(config.reading, f", by {config.reading}")
+    how = reading if config.method is None else f", {config.method}"
     return f"{rule}, {times}{how}"
 
 

@@ -13,11 +13,11 @@ from rich.padding import Padding
 
 from paper_repro import provenance
 from paper_repro.comparison import ArmFigures, Outcome, findings, make_arm, make_table, rule_words
-from paper_repro.configuration import ARMS, RunConfig, make_config, read_preset
+from paper_repro.configuration import RunConfig, make_config, read_preset
 from paper_repro.progress import RunProgress
 from paper_repro.report import write_report
 from paper_repro.results import RESULTS_FILE, RunResult
-from paper_repro.selection import Choice, choice_path, describe_choice, read_choice
+from paper_repro.selection import ARMS, Choice, choice_path, describe_choice, read_choice
 from paper_repro.workers import Job, run_jobs
 
 PRESETS = ("digits", "digits_hard_cut")

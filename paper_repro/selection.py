@@ -12,7 +12,7 @@ from typing import Any
 import pydantic
 
 from paper_repro import provenance
-from paper_repro.configuration import ARMS, KEYS_OUTSIDE_THE_IDENTITY, RunConfig, make_config
+from paper_repro.configuration import KEYS_OUTSIDE_THE_IDENTITY, RunConfig, make_config
 from paper_repro.errors import ConfigurationError
 from paper_repro.progress import RunProgress
 from paper_repro.results import Record, RunResult
@@ -20,6 +20,7 @@ from paper_repro.statistics import percent_with_spread, summarise
 from paper_repro.workers import Job, run_jobs
 
 CHOICES = Path(__file__).parent / "choices"
+ARMS = ("full", "in_training", "from_scratch")  # of a preset; a table has a rate for each of its rows
 CHOSEN_KEYS = ("learning_rate",)
 KEYS_OF_ONE_RUN = frozenset({"arm", "seed", *CHOSEN_KEYS}) | KEYS_OUTSIDE_THE_IDENTITY
 
@@ -51,7 +52,7 @@ class ArmChoice(Record):
 
 
 class Choice(Record):
-    """Learning rates chosen on validation data, for one set of other values."""
+    """Learning rates chosen on validation data, for one set of other values; `arms` has them by arm, or by the row of a table."""
 
     command: str
     commit: str | None = None
@@ -193,10 +194,10 @@ def write_choice(choice: Choice, path: Path) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def describe_choice(choice: Choice, arms: Sequence[str] = ARMS) -> list[str]:
-    """Return a line for each of `arms`: its rates with mean and deviation of the accuracy, and the one that was taken."""
+def describe_choice(choice: Choice, arms: Sequence[str] | None = None) -> list[str]:
+    """Return a line for each of `arms`, None for all: its rates with mean and deviation of the accuracy, and the one that was taken."""
     lines = []
-    for arm in arms:
+    for arm in choice.arms if arms is None else arms:
         chosen = choice.arms[arm]
         tried = [
             f"{trial.learning_rate:g}: {percent_with_spread(summarise(trial.validation))}" for trial in chosen.tried

@@ -85,23 +85,38 @@ def learning_rate(cell: Cell, *, shared: bool) -> float | None:
     ConfigurationError
         If nothing was chosen for it.
     """
-    choice = rate_choice(cell.task, shared=shared)
+    choice = rate_choice(cell, shared=shared)
     if choice is None:
         return None
     names = [name for name in (cell.row.rate_of, cell.row.key, cell.row.arm) if name is not None]
     for name in names:
         if name in choice.arms:
             return choice.arms[name].learning_rate
-    raise ConfigurationError(
-        f"paper_repro/choices/{cell.task.choice}.toml has no learning rate for the row {cell.row.key} of table "
-        f"{cell.plan.name}; choose one with `python -m paper_repro select-lr {cell.plan.name} --rows {cell.row.key}`, "
-        "or give all rows one rate with --shared-rate"
+    raise _no_rate(cell)
+
+
+def rate_choice(cell: Cell, *, shared: bool) -> Choice | None:
+    """Return the choice of learning rates of the task of `cell`; None where all rows have one rate.
+
+    Raises
+    ------
+    ConfigurationError
+        If its file is missing or spoilt.
+    """
+    if shared or cell.task.choice is None:
+        return None
+    path = CHOICES / f"{cell.task.choice}.toml"
+    if not path.is_file():
+        raise _no_rate(cell)
+    return read_choice(path)
+
+
+def _no_rate(cell: Cell) -> ConfigurationError:
+    variants = (name for name, tasks in cell.plan.variants.items() if cell.task in tasks)
+    return ConfigurationError(
+        f"paper_repro/choices/{cell.task.choice}.toml has no learning rate for the row {cell.row.key} of table {cell.plan.name}; choose it with "
+        f"`python -m paper_repro select-lr {cell.plan.name} --{next(variants)} --rows {cell.row.key}`, or give all rows one rate with --shared-rate"
     )
-
-
-def rate_choice(task: TaskPlan, *, shared: bool) -> Choice | None:
-    """Return the choice of learning rates of a task; None where all rows have one rate."""
-    return None if shared or task.choice is None else read_choice(CHOICES / f"{task.choice}.toml")
 
 
 def finished(jobs: Sequence[Job], results: Sequence[RunResult]) -> dict[str, RunResult]:

@@ -17,6 +17,7 @@ from paper_repro.errors import ConfigurationError
 
 PLANS = Path(__file__).parent
 Variant = Literal["quick", "cpu", "gpu", "paper"]
+RULES = ("tau", "order")
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
 
@@ -33,8 +34,11 @@ class Row(_Closed):
     values: dict[str, Any] = Field(default_factory=dict, description="keys of a run; the text none: no value")
     sizes_of: str | None = Field(None, description="row whose runs end with the states that this one starts with")
     starts_from: str | None = Field(None, description="row whose best models this one starts from or is taught by")
-    rate_of: str | None = Field(None, description="row whose learning rate is taken; None: its own, else its arm's")
-    sweep: bool = Field(False, description="one row for each tau of the task")
+    rate_of: str | None = Field(
+        None,
+        description="row, of this table or of the file of the choice, whose rate is taken; None: its own, else its arm's",
+    )
+    sweep: Literal["tau", "order"] | None = Field(None, description="one row for each tau, or order, of the task")
     tasks: tuple[str, ...] | None = Field(None, description="tasks that have this row; None: all")
     variants: tuple[Variant, ...] | None = Field(None, description="variants that have this row; None: all")
 
@@ -45,7 +49,8 @@ class TaskPlan(_Closed):
     preset: str
     name: str = Field("", description="what the table calls it; default: the preset")
     seeds: tuple[int, ...] = Field(min_length=1)
-    tau: tuple[float, ...] = Field((), description="of the rows that sweep")
+    tau: tuple[float, ...] = Field((), description="of the rows that sweep it")
+    order: tuple[int, ...] = Field((), description="of the rows that sweep it")
     values: dict[str, Any] = Field(default_factory=dict, description="in place of those of the preset")
     choice: str | None = Field(
         None, description="file in `choices` with the learning rates; None: the preset's rate for all"
@@ -56,13 +61,21 @@ class TaskPlan(_Closed):
     def _has_a_name(cls, values: Any) -> Any:
         return {"name": values.get("preset", ""), **values} if isinstance(values, dict) else values
 
+    def base(self) -> RunConfig:
+        """Return the full model of the task: what all rows share."""
+        return _config(self.preset, self.values, {"arm": "full"})
+
+    def swept(self, row: Row) -> tuple[float | int | None, ...]:
+        """Return the values over which `row` sweeps; one None where it does not."""
+        return (None,) if row.sweep is None else self.tau if row.sweep == "tau" else self.order
+
 
 class PaperFigure(_Closed):
     """What the paper has in the same place: states a layer and test accuracy in percent."""
 
     task: str
     row: str
-    tau: float | None = None
+    at: float | None = Field(None, description="tau or order, in a row that sweeps")
     states: float | None = None
     accuracy: float | None = None
     speed: float | None = Field(None, description="times as fast as the full model")
@@ -87,7 +100,7 @@ class TablePlan(_Closed):
         if len(set(keys)) != len(keys):
             raise ValueError(f"two rows have one key: {keys}")
         for row in self.rows:
-            for parent in (row.sizes_of, row.starts_from, row.rate_of):
+            for parent in (row.sizes_of, row.starts_from):
                 if parent is not None and parent not in keys:
                     raise ValueError(f"row {row.key}: there is no row {parent!r}; there are {', '.join(keys)}")
         for tasks in self.variants.values():
@@ -114,17 +127,17 @@ class TablePlan(_Closed):
         return self.variants[variant]
 
     def cells(self, variant: Variant) -> Iterator[Cell]:
-        """Return what is trained for every task, row and tau, parents before the rows that need them."""
+        """Return what is trained for every task, row and value that it sweeps, parents before the rows that need them."""
         for task in self.tasks(variant):
             rows = [row for row in self.rows if _has(row.variants, variant) and _has(row.tasks, task.name)]
             for row in sorted(rows, key=lambda row: self._depth(row)):
-                for tau in task.tau if row.sweep else (None,):
-                    yield Cell(self, task, row, tau)
+                for at in task.swept(row):
+                    yield Cell(self, task, row, at)
 
     def paper_figure(self, cell: Cell) -> PaperFigure | None:
         """Return the paper's figure in the place of `cell`."""
-        place = (cell.task.name, cell.row.key, cell.tau)
-        return next((figure for figure in self.paper if (figure.task, figure.row, figure.tau) == place), None)
+        place = (cell.task.name, cell.row.key, cell.at)
+        return next((figure for figure in self.paper if (figure.task, figure.row, figure.at) == place), None)
 
     def _depth(self, row: Row) -> int:
         parents = [self.row(parent) for parent in (row.sizes_of, row.starts_from) if parent is not None]
@@ -133,41 +146,48 @@ class TablePlan(_Closed):
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of one task, at one tau where the row sweeps."""
+    """One row of one task, at one tau or order where the row sweeps."""
 
     plan: TablePlan
     task: TaskPlan
     row: Row
-    tau: float | None
+    at: float | int | None
 
     @property
     def key(self) -> str:
         """A name that no other cell of the table has."""
-        return f"{self.task.name}/{self.row.key}" + ("" if self.tau is None else f"/tau {self.tau:g}")
+        return f"{self.task.name}/{self.row.key}" + ("" if self.at is None else f"/{self.row.sweep} {self.at:g}")
 
     @property
     def label(self) -> str:
         """What the row is called in the table."""
-        return self.row.label + ("" if self.tau is None else f", tau {self.tau:g}")
+        if self.at is None:
+            return self.row.label
+        return f"{self.row.label}, " + (f"tau {self.at:g}" if self.row.sweep == "tau" else f"{self.at} states")
 
     def parent(self, key: str | None) -> Cell | None:
-        """Return the cell of the row `key` at the same task and tau."""
+        """Return the cell of the row `key` of the same task, at the same tau or order where it has one."""
         if key is None:
             return None
         row = self.plan.row(key)
-        return Cell(self.plan, self.task, row, self.tau if row.sweep else None)
+        return Cell(self.plan, self.task, row, self.at if row.sweep else None)
 
-    def config(self, seed: int, learning_rate: float | None = None, **values: Any) -> RunConfig:
+    def config(self, seed: int, learning_rate: float | None = None) -> RunConfig:
         """Return the run of one seed; None: with the learning rate of the preset."""
-        own = dict(self.row.values) | ({} if self.tau is None else {"tau": self.tau})
-        if "order" in own:
-            own.setdefault("tau", None)
-        if "tau" in own:
-            own.setdefault("order", None)
-        rate = {} if learning_rate is None or "learning_rate" in own else {"learning_rate": learning_rate}
-        merged = {**read_preset(self.task.preset), **self.task.values, **rate, **own, **values}
-        merged |= {"arm": self.row.arm, "seed": seed}
-        return make_config({key: None if value == "none" else value for key, value in merged.items()})
+        swept: dict[str, Any] = {} if self.row.sweep is None else {self.row.sweep: self.at}
+        rate: dict[str, Any] = {} if learning_rate is None else {"learning_rate": learning_rate}
+        layers = (self.task.values, rate, self.row.values, swept)
+        return _config(self.task.preset, *layers, {"arm": self.row.arm, "seed": seed})
+
+
+def _config(preset: str, *layers: Mapping[str, Any]) -> RunConfig:
+    """Return the run of a preset with the values of `layers`, the later ones first."""
+    merged: dict[str, Any] = {}
+    for values in (read_preset(preset), *layers):
+        if values.keys() & RULES:
+            merged |= dict.fromkeys(RULES)  # a run has one of them
+        merged |= values
+    return make_config({key: None if value == "none" else value for key, value in merged.items()})
 
 
 def plan_names() -> list[str]:
