@@ -154,12 +154,9 @@ def _cholesky_factor(P: Array) -> Array | None:
     """
     xp = namespace(P)
     scale = xp.sqrt(real(xp.linalg.diagonal(P)))
-    try:
-        L = xp.linalg.cholesky(P)
-    except Exception as error:
-        if "LinAlgError" in type(error).__name__:  # each library has its own
-            return None
-        raise
+    L = cholesky(P)
+    if L is None:
+        return None
     # A squared pivot of R is no less than the least eigenvalue. Whatever is not a number is not well conditioned either.
     if not bool(xp.all((real(xp.linalg.diagonal(L)) / scale) ** 2 * _WELL_CONDITIONED > 1)):
         return None
@@ -176,6 +173,16 @@ def _cholesky_factor(P: Array) -> Array | None:
     z = xp.astype(from_host(z.view(complex) * math.sqrt(0.5) if is_complex(P) else z, P), P.dtype)
     solution = xp.linalg.solve(conjugate_transpose(L), xp.astype(scale, P.dtype)[..., None] * z)
     return L if bool(xp.all(xp.sum(squared_modulus(solution), axis=-2) < _WELL_CONDITIONED)) else None
+
+
+def cholesky(P: Array) -> Array | None:
+    """Return the lower factor of Hermitian matrices, of which what is above the diagonal is not read; None unless all are positive definite."""
+    try:
+        return namespace(P).linalg.cholesky(P)
+    except Exception as error:
+        if "LinAlgError" in type(error).__name__:  # each library has its own
+            return None
+        raise
 
 
 def _elimination(kind: _Kind, poles: Array, G: Array) -> Array:

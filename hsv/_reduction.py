@@ -25,6 +25,7 @@ from hsv._array import (
     widen,
 )
 from hsv._blas import eigenvalues, inverse, product
+from hsv._cauchy import cholesky
 from hsv._doubling import is_stable
 from hsv._errors import HsvError, OrderError, OrderWarning
 from hsv._hankel import (
@@ -40,6 +41,7 @@ from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, stability
 from hsv._text import reduction_html, reduction_text
 
 _EPS = float(np.finfo(np.float64).eps)
+_SMALL = 32  # states up to which eigenvalues take no longer than what would prove that they are stable
 _CLUSTER = 1e-6  # neighbours closer than this, relatively, make the kept subspace arbitrary
 
 
@@ -453,8 +455,30 @@ def round_up(bound: Array, sys: LinearSystem) -> Array:
     return xp.where(widen(rounded) < bound, rounded * (1 + unit), rounded)
 
 
+def _contracts(reduced: StateSpace, sigma: np.ndarray, orders: np.ndarray) -> bool:
+    r"""Whether ``X = S^{-1/2} A S^{1/2}`` with ``S = diag(sigma)`` is found to shrink every vector, by a Cholesky factorization of ``I - X X^H`` or ``-(X + X^H)``.
+
+    The truncation of a balanced system does: ``A S A^H - S`` is minus ``B B^H``, and in discrete time minus what came from the states that were dropped. Where these
+    have too few columns for a regular matrix there is nothing to try.
+    """
+    r, n = reduced.n_states, sigma.shape[-1]
+    if r <= _SMALL or reduced.n_inputs + (n - r if reduced.is_discrete else 0) < r:
+        return False
+    A = widen(reduced.A)
+    kept = np.arange(r) < orders[..., None]
+    root = from_host(np.sqrt(np.where(kept, sigma[..., :r], 1.0)), A)
+    X = A * (1.0 / root)[..., :, None] * root[..., None, :]
+    gap = eye(r, A) - product(X, conjugate_transpose(X)) if reduced.is_discrete else -(X + conjugate_transpose(X))
+    # The Frobenius norm bounds the rounding errors of the products and of the factorization.
+    xp = namespace(A)
+    noise = 4 * r * _EPS * (1.0 + xp.linalg.matrix_norm(X) ** (2 if reduced.is_discrete else 1))
+    return cholesky(gap - xp.astype(noise[..., None, None] * eye(r, root), A.dtype)) is not None
+
+
 def check_stability(reduced: StateSpace, sigma: np.ndarray, orders: np.ndarray) -> None:
-    """The promise of balanced reductions, checked on the rounded result: on its device if powers prove it, else by the eigenvalues."""
+    """The promise of balanced reductions, checked on the rounded result: by its Gramian or, off the host, by powers if they prove it, else by the eigenvalues."""
+    if _contracts(reduced, sigma, orders):
+        return
     if not in_host_memory(reduced.A) and is_stable(widen(reduced.A), discrete=reduced.is_discrete):
         return
     if type(reduced.A) is np.ndarray:

@@ -329,6 +329,45 @@ def checked_sizes(sizes: Sizes | None, layers: Mapping[str, nn.Module]) -> Sizes
     return sizes
 
 
+class KeepsTooManyError(HsvError):
+    """The rule keeps so many states of a layer that it is not worth planning the cut.
+
+    Attributes
+    ----------
+    order : int
+        The order that it chose.
+    hankel_singular_values : numpy.ndarray
+        What it chose by.
+    """
+
+    def __init__(self, order: int, hankel_singular_values: np.ndarray) -> None:
+        super().__init__(f"the rule keeps {order} of {hankel_singular_values.shape[-1]} states")
+        self.order = order
+        self.hankel_singular_values = hankel_singular_values
+
+
+# Values above this share of the largest are no rounding errors, for which an order would be lowered later.
+_CERTAIN = 1e-9
+
+
+@dataclass(frozen=True)
+class _Fewer(hsv.Rule):
+    """The orders of `rule`, or :class:`KeepsTooManyError` in place of one of `limit` or more among `n_states` values."""
+
+    rule: hsv.Rule
+    n_states: int
+    limit: float
+
+    def choose(self, sigma: np.ndarray) -> np.ndarray:
+        orders = self.rule.choose(sigma)
+        order = int(orders.max(initial=0))
+        if sigma.shape[-1] == self.n_states and order >= max(self.limit, 1):
+            largest = sigma[orders == order]
+            if (largest[..., order - 1] > _CERTAIN * largest[..., 0]).any():
+                raise KeepsTooManyError(order, sigma)
+        return orders
+
+
 @dataclass(frozen=True)
 class Planner:
     """Plans the cuts of a model's layers; the model does not change.
@@ -339,6 +378,9 @@ class Planner:
         As :func:`chosen_layers`, :func:`chosen_criteria` and :func:`hsv_torch.calibration.observe` return them.
     sizes
         What sizes are allowed.
+    min_reduction
+        A layer that would not lose more than this fraction of its states has a :class:`KeepsTooManyError` in place of its cut where that shows before the cut
+        is computed: half of the work of an attempt is in eigenvectors that would not be used. None: every cut is computed.
     """
 
     model: nn.Module
@@ -346,6 +388,7 @@ class Planner:
     criteria: Mapping[str, Criterion]
     observations: Mapping[str, Observation]
     sizes: Sizes
+    min_reduction: float | None = None
 
     @property
     def states(self) -> dict[str, int]:
@@ -379,12 +422,19 @@ class Planner:
         """
         if isinstance(rule, Budget):
             return self._by_budget(rule, remaining, self.states if first is None else first)
-        plans = {name: self.cut(name, rule) for name in self.layers}
+        plans = {name: self.cut(name, self._fewer(name, rule)) for name in self.layers}
         chosen = {name: plan.n_states_after for name, plan in plans.items() if isinstance(plan, Cut)}
         for name, size in self.sizes.adjust(chosen, self.states).items():
             if size != chosen[name]:
                 plans[name] = self.cut(name, hsv.Order(size))
         return plans
+
+    def _fewer(self, name: str, rule: hsv.Rule) -> hsv.Rule:
+        """The rule, or one that stops where it keeps too many. A fixed order and a bound, which criteria treat in ways of their own, and sizes that others change are left alone."""
+        if self.min_reduction is None or self.sizes != Sizes() or isinstance(rule, hsv.Order | hsv.ErrorBound):
+            return rule
+        n = self.states[name]
+        return _Fewer(rule, n, (1 - self.min_reduction) * n)
 
     def cut(self, name: str, rule: hsv.Rule) -> Cut | HsvError:
         """The cut of one layer, or what refused it."""

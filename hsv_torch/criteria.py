@@ -28,6 +28,10 @@ SMALLEST_POLE = 1e-30
 
 _EPS = float(np.finfo(np.float64).eps)
 
+# States above which eigenvectors of CPU tensors come from torch. hsv takes them from NumPy, whose BLAS has threads of its own that go on spinning for a while: after
+# each call the next operation of torch waited up to 60 ms for a processor, a third of what it took to plan the cut of a layer of 384 states.
+_OWN_EIGENVECTORS = 32
+
 
 @dataclass(frozen=True)
 class WidelyLinearMap:
@@ -588,12 +592,26 @@ def _diagonal_form(red: hsv.Reduction, own: Tensor, max_condition: float) -> _Di
 
 def _diagonalize(system: hsv.StateSpace) -> tuple[tuple[hsv.DiagonalStateSpace, Tensor] | None, Tensor]:
     """Diagonal form and eigenvectors, or None if one of the systems has none; and the condition numbers of the eigenvectors."""
+    if system.n_states > _OWN_EIGENVECTORS and system.A.device.type == "cpu":
+        return _diagonalize_here(system)
     try:
         diagonal, vectors, condition = hsv.diagonalize(system)
     except hsv.IllConditionedError:
         singular = torch.linalg.svdvals(torch.linalg.eig(system.A.cpu())[1])
         return None, singular[..., 0] / singular[..., -1]
     return (diagonal, vectors), condition
+
+
+def _diagonalize_here(system: hsv.StateSpace) -> tuple[tuple[hsv.DiagonalStateSpace, Tensor] | None, Tensor]:
+    """What :func:`hsv.diagonalize` does, by torch's library."""
+    A, B, C = (x.to(torch.promote_types(x.dtype, torch.float64)) for x in (system.A, system.B, system.C))
+    poles, vectors = torch.linalg.eig(A)
+    singular = torch.linalg.svdvals(vectors)
+    condition = singular[..., 0] / singular[..., -1]
+    if not bool((condition < 1 / _EPS).all()):
+        return None, condition
+    B, C, D = torch.linalg.solve(vectors, B.to(vectors.dtype)), C.to(vectors.dtype) @ vectors, system.D + 0j
+    return (hsv.DiagonalStateSpace(poles, B, C, D, dt=system.dt), vectors), condition
 
 
 def _slot_columns(poles: Tensor, overlap: Tensor, padding: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -19,6 +19,7 @@ from hsv_torch.allocation import Budget, Sizes
 from hsv_torch.calibration import Forward, check_calibration, observe
 from hsv_torch.checkpoint import layer_sizes, resize_layers
 from hsv_torch.compress import (
+    KeepsTooManyError,
     PlannedCut,
     Planner,
     apply_cuts,
@@ -346,7 +347,7 @@ class InTrainingCompressor:
         layers = dict(self._named_layers())
         with eager(self.model):
             observations = observe(self.model, layers, self.criteria, self.calibration, self.forward)
-        planner = Planner(self.model, layers, self.criteria, observations, self.sizes)
+        planner = Planner(self.model, layers, self.criteria, observations, self.sizes, self.min_reduction)
         rule, remaining = self.rules(self._attempts_made), self.schedule.attempts - self._attempts_made + 1
         try:
             found = planner.cuts(rule, remaining=remaining, first=self._initial_sizes)
@@ -354,7 +355,11 @@ class InTrainingCompressor:
             found = dict.fromkeys(layers, error)
         for name, plan in self._halved(planner, found).items():
             n = planner.states[name]
-            if isinstance(plan, HsvError):
+            few = f"not fewer than {1 - self.min_reduction:g} of them"
+            if isinstance(plan, KeepsTooManyError):
+                reason, values = f"{plan}, {few}", plan.hankel_singular_values
+                records[name] = LayerRecord(name, "unchanged", n, n, plan.order, values, plan.order, reason=reason)
+            elif isinstance(plan, HsvError):
                 spectrum = getattr(plan, "hankel_singular_values", None)
                 records[name] = LayerRecord(name, "refused", n, n, None, spectrum, reason=str(plan))
             else:
@@ -362,7 +367,7 @@ class InTrainingCompressor:
                 if plan.n_states_after < (1 - self.min_reduction) * n:
                     plans[name] = plan
                 else:
-                    reason = f"the rule keeps {plan.n_states_after} of {n} states, not fewer than {1 - self.min_reduction:g} of them"
+                    reason = f"the rule keeps {plan.n_states_after} of {n} states, {few}"
                     record = dataclasses.replace(record, outcome="unchanged", n_states_after=n, reason=reason)
                 records[name] = record
             records[name] = self._with_drift(records[name])

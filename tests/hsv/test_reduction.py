@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hsv
+from hsv import _reduction
 from tests.hsv.test_systems import random_diagonal, random_system
 from tests.tolerances import tolerance
 
@@ -301,3 +302,26 @@ def test_balancing_free_coordinates_stay_well_conditioned(rng):
     balanced, free = (np.linalg.cond(f(sys, 6).right) for f in (hsv.balanced_truncation, hsv.balancing_free_truncation))
     assert free < 1 + 1e-12
     assert balanced > 3
+
+
+@pytest.mark.parametrize("library", [np, torch], ids=["numpy", "torch"])
+@pytest.mark.parametrize("dt", [0, True])
+def test_stability_is_proved_without_eigenvalues_where_inputs_are_many(dt, library, rng):
+    n, r = 80, 40
+    poles = 0.9 * rng.uniform(size=n) * np.exp(2j * np.pi * rng.uniform(size=n))
+    B, C = (rng.normal(size=(*shape, 2)) @ [1, 1j] for shape in ((n, 50), (50, n)))
+    arrays = (library.asarray(x) for x in (poles if dt else poles - 1.5, B, C))
+    sys = hsv.DiagonalStateSpace(*arrays, dt=dt)
+    red = hsv.balanced_truncation(sys, r)
+    sigma, orders = np.asarray(red.hankel_singular_values), np.asarray(red.orders)
+    assert _reduction._contracts(red.system, sigma, orders)
+    spectrum = np.abs(np.asarray(red.system.poles())) if dt else np.asarray(red.system.poles()).real
+    assert spectrum.max() < (1 if dt else 0)
+    # the same matrix moved so far that its outermost pole lies just outside; and too few inputs for a proof
+    shift = 1.0001 / spectrum.max() if dt else -1.0001 * spectrum.max()
+    A = red.system.A * shift if dt else red.system.A + shift * library.eye(r)
+    assert not _reduction._contracts(hsv.StateSpace(A, red.system.B, red.system.C, dt=dt), sigma, orders)
+    with pytest.raises(hsv.OrderError, match="not stable to working precision"):
+        _reduction.check_stability(hsv.StateSpace(A, red.system.B, red.system.C, dt=dt), sigma, orders)
+    narrow = hsv.StateSpace(red.system.A, red.system.B[:, :1], red.system.C, dt=dt)
+    assert not _reduction._contracts(narrow, sigma[: r + 1], orders)

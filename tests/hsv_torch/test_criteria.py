@@ -6,7 +6,7 @@ import torch
 
 import hsv
 from hsv_torch import ComplexHankel, CutRefusedError, RealHankel, RealPoles, SymmetricHankel
-from hsv_torch.criteria import WidelyLinearMap, _fit_into, _slots, truncated
+from hsv_torch.criteria import WidelyLinearMap, _diagonalize, _diagonalize_here, _fit_into, _slots, truncated
 
 READINGS = pytest.mark.parametrize("criterion", [ComplexHankel(), RealHankel()], ids=lambda c: type(c).__name__)
 
@@ -230,3 +230,36 @@ def test_a_real_system_has_one_reading():
     with_complex, with_real = (criterion.reduce(system, 2) for criterion in (ComplexHankel(), RealHankel()))
     assert torch.equal(with_complex.log_poles, with_real.log_poles)
     assert with_real.hankel_singular_values.shape == (3, 6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128, torch.complex64])
+def test_the_eigenvectors_of_large_systems_are_those_of_the_control_library(dtype):
+    n = 40
+    A = draw(2, n, n, dtype=dtype) / 3
+    system = hsv.StateSpace(A, draw(2, n, 3, seed=1, dtype=dtype), draw(2, 2, n, seed=2, dtype=dtype), dt=True)
+    found, condition = _diagonalize(system)
+    expected, vectors, expected_condition = hsv.diagonalize(system)
+    assert found[0].B.dtype == torch.complex128  # rounded when the layer takes it
+    tolerance = 1e-9 if dtype != torch.complex64 else 1e-3
+    torch.testing.assert_close(condition, expected_condition.to(condition.dtype), rtol=tolerance, atol=0)
+    order, expected_order = (
+        torch.argsort(x.poles().abs() + 0.1 * x.poles().angle(), dim=-1) for x in (found[0], expected)
+    )
+    for mine, other in ((found[0].poles(), expected.poles()), (found[1], vectors)):
+        first, second = (
+            torch.take_along_dim(mine, order if mine.ndim == 2 else order[:, None], -1),
+            torch.take_along_dim(other, expected_order if other.ndim == 2 else expected_order[:, None], -1),
+        )
+        torch.testing.assert_close(first.abs(), second.abs().to(torch.float64), rtol=tolerance, atol=tolerance)
+    w = torch.linspace(-3, 3, 5, dtype=torch.float64)
+    torch.testing.assert_close(
+        found[0].frequency_response(w), system.frequency_response(w).to(torch.complex128), rtol=100 * tolerance, atol=100 * tolerance
+    )  # fmt: skip
+
+
+def test_a_defective_large_matrix_has_no_diagonal_form():
+    A = 0.5 * torch.eye(40, dtype=torch.float64) + torch.diag(torch.ones(39, dtype=torch.float64), 1)
+    system = hsv.StateSpace(A, torch.ones(40, 1, dtype=torch.float64), torch.ones(1, 40, dtype=torch.float64), dt=True)
+    found, condition = _diagonalize_here(system)
+    assert found is None
+    assert condition > 1e15

@@ -118,6 +118,26 @@ class TestAttempts:
         assert event.layers[0].reason == "the rule keeps 16 of 16 states, not fewer than 0.95 of them"
         assert model.blocks[0].ssm.B is kept
 
+    def test_what_will_not_be_cut_is_not_computed(self, monkeypatch):
+        whole = {}
+        for min_reduction in (0.0, 0.05):
+            model, optimizer, compressor = make(
+                classifier(40, width=40), rule=hsv.HankelSum(discard=1e-6), min_reduction=min_reduction
+            )
+            for step in range(1, 7):
+                train_step(model, optimizer, step)
+                if min_reduction:
+                    monkeypatch.setattr(torch.linalg, "eig", lambda A: pytest.fail("eigenvectors of what stays"))
+                event = compressor.step()
+            whole[min_reduction] = event.layers
+        for stays, planned in zip(whole[0.05], whole[0.0], strict=True):
+            order = planned.order
+            assert stays.outcome == "unchanged"
+            assert stays.order == stays.n_states_chosen == order
+            assert stays.reason == f"the rule keeps {order} of 40 states, not fewer than 0.95 of them"
+            np.testing.assert_array_equal(stays.hankel_singular_values, planned.hankel_singular_values)
+            assert stays.error_bound is None
+
     @pytest.mark.parametrize(("min_reduction", "after"), [(0.05, 20), (0.049, 19), (0.0, 19), (0.5, 20)])
     def test_the_threshold_of_a_cut(self, min_reduction, after):
         # 19 of 20 states are exactly 0.95, and a cut needs fewer than that
