@@ -53,7 +53,7 @@ KEYS_OF_ARMS: dict[Arm, frozenset[str]] = {
     "pragmatic": (KEYS_OF_CUTS - {"tau", "order", "gradual"}) | {"share_of_cut", "decide_after"},
     "post_training": KEYS_OF_ONE_CUT | {"starts_from"},
     "distilled": frozenset({"starts_from", "temperature", "distillation_weight"}),
-    "regularised": KEYS_OF_ONE_CUT | {"moments", "penalty_weight", "penalty_by"},
+    "regularised": KEYS_OF_ONE_CUT | {"moments", "penalty_weight", "penalty_by", "penalty_every"},
 }
 KEYS_OF_LRU = ("min_radius", "max_radius", "max_phase")
 KEYS_OF_SELECTIVE_LAYERS = ("method", "calibration_sequences")
@@ -163,6 +163,7 @@ class RunConfig(pydantic.BaseModel):
     penalty_by: Literal["gramians", "eigenvalues"] = Field(
         "gramians", description="factors with a gradient of their own, or eigenvalues of the product of dense Gramians"
     )
+    penalty_every: int = Field(1, ge=1, description="steps between two penalties, each with that many times the weight")
 
     device: str = Field("cpu", description="cpu, or a name that torch knows")
     threads: int | None = Field(None, ge=1, description="of torch; None: torch's choice")

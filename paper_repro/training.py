@@ -98,7 +98,7 @@ class Training:
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if self.config.arm == "regularised" and self.step < self.config.last_step_of_window:
+        if self._is_penalised():
             self._penalise()
         if self.config.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
@@ -129,12 +129,21 @@ class Training:
             weight=self.config.distillation_weight,
         )
 
+    def _is_penalised(self) -> bool:
+        config = self.config
+        return (
+            config.arm == "regularised"
+            and self.step < config.last_step_of_window
+            and (self.step + 1) % config.penalty_every == 0
+        )
+
     def _penalise(self) -> None:
         """Add the gradient of the penalty to the gradients, apart from that of the loss so that its time is known."""
         assert self.config.penalty_weight is not None
         self._wait_for_device()
         start = time.perf_counter()
-        (self.config.penalty_weight * PENALTIES[self.config.penalty_by](self.model)).backward()
+        weight = self.config.penalty_weight * self.config.penalty_every
+        (weight * PENALTIES[self.config.penalty_by](self.model)).backward()
         self._wait_for_device()
         self.journal.penalty_seconds += time.perf_counter() - start
 

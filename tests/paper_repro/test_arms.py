@@ -235,7 +235,8 @@ def test_a_teacher_changes_what_is_learned_and_stays_as_it_is(tmp_path, small_co
     assert_equal_states(training.teacher.state_dict(), state_of(tmp_path, start.config))
 
 
-def test_a_penalty_is_paid_up_to_the_cut_and_not_after_it(tmp_path, small_config, dataset, monkeypatch):
+@pytest.mark.parametrize(("every", "times"), [(1, 20), (3, 6)])
+def test_a_penalty_is_paid_up_to_the_cut_and_not_after_it(tmp_path, small_config, dataset, monkeypatch, every, times):
     paid_at = []
 
     def penalty(model):
@@ -243,9 +244,9 @@ def test_a_penalty_is_paid_up_to_the_cut_and_not_after_it(tmp_path, small_config
         return hsv_torch.hankel_penalty(model)
 
     monkeypatch.setitem(PENALTIES, "gramians", penalty)
-    config = small_config(arm="regularised", penalty_weight=0.01, window=(0.0, 0.5), **ONE_CUT)
+    config = small_config(arm="regularised", penalty_weight=0.01, penalty_every=every, window=(0.0, 0.5), **ONE_CUT)
     result = train(config, tmp_path, dataset=dataset)
-    assert paid_at == [(12,)] * (1 + 20)  # one of the warm-up
+    assert paid_at == [(12,)] * (1 + times)  # one of the warm-up
     assert [entry.step for entry in result.states] == [0, 20]
     assert result.best.step >= 20
     assert 0 < result.timing.penalty < result.timing.training
@@ -259,6 +260,16 @@ def test_a_penalty_makes_the_sum_of_hankel_values_smaller(small_config, dataset)
             training.advance()
         sums.append(hsv_torch.hankel_penalty(training.model).item())
     assert sums[1] < 0.9 * sums[0]
+
+
+def test_a_penalty_that_comes_seldom_weighs_more(small_config, dataset):
+    gradients = []
+    for values in ({"penalty_weight": 0.1, "penalty_every": 2}, {"penalty_weight": 0.2}):
+        training = Training(small_config(arm="regularised", **values, **ONE_CUT), dataset)
+        training.step = 1  # the second step, at which both pay
+        training.advance()
+        gradients.append(training.model.blocks[0].layer.B.grad)
+    assert torch.equal(*gradients)
 
 
 def test_both_penalties_teach_the_same(small_config, dataset):

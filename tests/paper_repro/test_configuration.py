@@ -167,6 +167,7 @@ OTHER_VALUES = {
     "distillation_weight": 0.9,
     "penalty_weight": 0.1,
     "penalty_by": "eigenvalues",
+    "penalty_every": 4,
 }
 
 
