@@ -2,6 +2,14 @@
 
 from hsv import time_varying
 from hsv._backends import Backend, Backends, backends, require_backend
+from hsv._bounded_real import bounded_real_truncation
+from hsv._coprime_factors import (
+    CoprimeFactors,
+    coprime_factor_reduction,
+    inner_coprime_factors,
+    normalized_coprime_factors,
+    stable_coprime_factors,
+)
 from hsv._descriptor import (
     from_descriptor,
     solve_generalized_continuous_lyapunov,
@@ -42,6 +50,7 @@ from hsv._limited import (
     frequency_limited_truncation,
     time_limited_truncation,
 )
+from hsv._lqg_balancing import lqg_balanced_truncation
 from hsv._lyapunov import (
     solve_continuous_lyapunov,
     solve_continuous_lyapunov_by_doubling,
@@ -54,11 +63,16 @@ from hsv._lyapunov import (
 from hsv._modal import modal_truncation, mode_energies, mode_gains
 from hsv._norms import h2_norm, hankel_norm, hinf_error, hinf_norm
 from hsv._order import ErrorBound, HankelEnergy, HankelSum, LargestGap, Order, PrefixShare, Rule, Threshold, as_rule
+from hsv._positive_real import positive_real_truncation
 from hsv._reduction import Reduction, balance, balanced_truncation, balancing_free_truncation
+from hsv._riccati import solve_continuous_riccati, solve_discrete_riccati
+from hsv._riccati_balancing import RiccatiReduction
 from hsv._singular_perturbation import singular_perturbation
 from hsv._split import split_unstable
+from hsv._stochastic_balancing import stochastic_truncation
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, diagonalize, real_part
 from hsv._unstable import reduce_stable_part
+from hsv._weighted_hankel_norm import frequency_weighted_hankel_norm_approximation
 from hsv.interop import from_control, from_pymor, from_scipy, labels, to_control, to_pymor, to_scipy
 from hsv.plotting import plot_hankel_values, plot_poles, plot_sigma
 
@@ -67,6 +81,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Backend",
     "Backends",
+    "CoprimeFactors",
     "DiagonalStateSpace",
     "DtypeError",
     "ErrorBound",
@@ -83,6 +98,7 @@ __all__ = [
     "OrderWarning",
     "PrefixShare",
     "Reduction",
+    "RiccatiReduction",
     "Rule",
     "ShapeError",
     "StateSpace",
@@ -93,8 +109,10 @@ __all__ = [
     "balance",
     "balanced_truncation",
     "balancing_free_truncation",
+    "bounded_real_truncation",
     "controllability_factor",
     "controllability_gramian",
+    "coprime_factor_reduction",
     "cross_gramian",
     "diagonalize",
     "discretize",
@@ -102,6 +120,7 @@ __all__ = [
     "frequency_limited_singular_perturbation",
     "frequency_limited_truncation",
     "frequency_weighted_gramians",
+    "frequency_weighted_hankel_norm_approximation",
     "frequency_weighted_singular_perturbation",
     "frequency_weighted_truncation",
     "from_control",
@@ -114,17 +133,21 @@ __all__ = [
     "hankel_singular_values",
     "hinf_error",
     "hinf_norm",
+    "inner_coprime_factors",
     "irka",
     "labels",
     "load",
+    "lqg_balanced_truncation",
     "modal_truncation",
     "mode_energies",
     "mode_gains",
+    "normalized_coprime_factors",
     "observability_factor",
     "observability_gramian",
     "plot_hankel_values",
     "plot_poles",
     "plot_sigma",
+    "positive_real_truncation",
     "real_part",
     "reduce_stable_part",
     "require_backend",
@@ -132,8 +155,10 @@ __all__ = [
     "singular_perturbation",
     "solve_continuous_lyapunov",
     "solve_continuous_lyapunov_by_doubling",
+    "solve_continuous_riccati",
     "solve_discrete_lyapunov",
     "solve_discrete_lyapunov_by_doubling",
+    "solve_discrete_riccati",
     "solve_generalized_continuous_lyapunov",
     "solve_generalized_discrete_lyapunov",
     "solve_generalized_lyapunov_factored",
@@ -141,6 +166,8 @@ __all__ = [
     "solve_lyapunov_factored_by_doubling",
     "solve_sylvester",
     "split_unstable",
+    "stable_coprime_factors",
+    "stochastic_truncation",
     "time_limited_truncation",
     "time_varying",
     "to_control",
