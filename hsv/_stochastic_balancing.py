@@ -81,10 +81,11 @@ def stochastic_truncation(sys: LinearSystem, rule: Rule | int, *, alpha: float =
     Examples
     --------
     >>> import hsv
-    >>> sys = hsv.StateSpace([[-1.0, 0.0], [0.0, -8.0]], [[1.0], [1.0]], [[1.0, 1.0]], [[1.0]], dt=0)
+    >>> one = [[1.0, 0.0], [0.0, 1.0]]
+    >>> sys = hsv.StateSpace([[-1.0, 0.0], [0.0, -8.0]], one, one, one, dt=0)           # 1 + 1 / (s + 1) and 1 + 1 / (s + 8)
     >>> red = hsv.stochastic_truncation(sys, 1)
-    >>> red.characteristic_values.round(4), round(float(red.relative_error_bound), 4)
-    (array([0.1683, 0.0017]), 0.0035)
+    >>> red.characteristic_values.round(6), round(float(red.relative_error_bound), 12)  # 1 / 3 and 1 / 17; 18 / 16 - 1
+    (array([0.333333, 0.058824]), 0.125)
     """
     alpha = _checked_alpha(alpha)
     require_stable(sys)
