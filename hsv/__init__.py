@@ -17,6 +17,7 @@ from hsv._descriptor import (
     solve_generalized_lyapunov_factored,
 )
 from hsv._discretize import discretize
+from hsv._empirical import empirical_controllability_gramian, empirical_cross_gramian, empirical_observability_gramian
 from hsv._errors import (
     DtypeError,
     HsvError,
@@ -61,9 +62,11 @@ from hsv._lyapunov import (
     solve_sylvester,
 )
 from hsv._modal import modal_truncation, mode_energies, mode_gains
+from hsv._nonlinear import NonlinearSystem
 from hsv._norms import h2_norm, hankel_norm, hinf_error, hinf_norm
 from hsv._order import ErrorBound, HankelEnergy, HankelSum, LargestGap, Order, PrefixShare, Rule, Threshold, as_rule
 from hsv._positive_real import positive_real_truncation
+from hsv._projection import Projection, balancing_projection, cross_gramian_projection
 from hsv._reduction import Reduction, balance, balanced_truncation, balancing_free_truncation
 from hsv._riccati import solve_continuous_riccati, solve_discrete_riccati
 from hsv._riccati_balancing import RiccatiReduction
@@ -93,10 +96,12 @@ __all__ = [
     "LinearSystem",
     "MissingBackendError",
     "NonFiniteError",
+    "NonlinearSystem",
     "Order",
     "OrderError",
     "OrderWarning",
     "PrefixShare",
+    "Projection",
     "Reduction",
     "RiccatiReduction",
     "Rule",
@@ -109,13 +114,18 @@ __all__ = [
     "balance",
     "balanced_truncation",
     "balancing_free_truncation",
+    "balancing_projection",
     "bounded_real_truncation",
     "controllability_factor",
     "controllability_gramian",
     "coprime_factor_reduction",
     "cross_gramian",
+    "cross_gramian_projection",
     "diagonalize",
     "discretize",
+    "empirical_controllability_gramian",
+    "empirical_cross_gramian",
+    "empirical_observability_gramian",
     "frequency_limited_gramians",
     "frequency_limited_singular_perturbation",
     "frequency_limited_truncation",

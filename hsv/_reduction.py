@@ -187,7 +187,7 @@ def balanced_truncation(sys: LinearSystem, rule: Rule | int) -> Reduction:
     >>> red.system.n_states, round(float(red.error_bound), 4)          # 2 x 0.5731395
     (1, 1.1463)
     """
-    return _truncate(sys, as_rule(rule), _balancing_bases)
+    return _truncate(sys, as_rule(rule), balancing_bases)
 
 
 def balancing_free_truncation(sys: LinearSystem, rule: Rule | int) -> Reduction:
@@ -221,7 +221,7 @@ def balancing_free_truncation(sys: LinearSystem, rule: Rule | int) -> Reduction:
 _Bases: TypeAlias = Callable[[Array, Array, Array, Array], tuple[Array, Array]]
 
 
-def _balancing_bases(observe: Array, control: Array, sigma: Array, keep: Array) -> tuple[Array, Array]:
+def balancing_bases(observe: Array, control: Array, sigma: Array, keep: Array) -> tuple[Array, Array]:
     """``left`` and ``right`` from ``Lo U_r`` and ``Lc V_r``, both divided by the roots of the values."""
     xp = namespace(sigma)
     root = (xp.where(keep > 0, sigma, xp.ones_like(keep)) ** -0.5 * keep)[..., None, :]
@@ -264,7 +264,7 @@ def _truncate_small(sys: LinearSystem, rule: Rule) -> Reduction:
 
 def _truncate(sys: LinearSystem, rule: Rule, bases: _Bases) -> Reduction:
     small = _small_systems.fits(sys) and not getattr(sys, "_conjugate_pairs", False)
-    if small and bases is _balancing_bases:
+    if small and bases is balancing_bases:
         return _truncate_small(sys, rule)
     if small:
         sigma, all_observe, all_control = _small_systems.balancing_bases(sys)
@@ -396,7 +396,7 @@ def project(
     control: Array,
     sigma: Array,
     orders: Array,
-    bases: _Bases = _balancing_bases,
+    bases: _Bases = balancing_bases,
 ) -> tuple[StateSpace, Array, Array]:
     """Return the reduced system, ``left`` and ``right`` from ``Lo U_r`` and ``Lc V_r`` ``(..., n, r)`` of any two Gramians, in double precision but for the system."""
     xp = namespace(sigma)
