@@ -256,14 +256,15 @@ def _symplectic_by_bilinear_map(equation: _Equation) -> Matrix:
     N[n:, n : 2 * n] = -np.concatenate([adjoint(a), adjoint(b)])
     rows = np.abs(M).max(axis=1) + np.abs(N).max(axis=1)
     M, N = (x / np.where(rows > 0, rows, 1.0)[:, None] for x in (M, N))
-    choices = [(scipy.linalg.lu_factor(M + sign * N, check_finite=False), M - sign * N) for sign in (1, -1)]
-    worst = [np.abs(np.diagonal(lu)).min() for (lu, _), _ in choices]
-    (lu, pivots), right = choices[int(np.argmax(worst))]
-    if max(worst) <= len(M) * _EPS:
+    getrf, getrs = scipy.linalg.get_lapack_funcs(("getrf", "getrs"), (M,))
+    choices = [(getrf(M + sign * N), M - sign * N) for sign in (1, -1)]
+    pivots = [np.abs(np.diagonal(triangles)).min() for (triangles, _, _), _ in choices]
+    if max(pivots) <= len(M) * _EPS:
         raise IllConditionedError(
             "the pencil of the Riccati equation is singular to working precision; likely causes: an input that does nothing and costs nothing, or poles at both 1 and -1 that nothing moves"
         )
-    return scipy.linalg.lu_solve((lu, pivots), right, check_finite=False)
+    (triangles, order, _), right = choices[int(np.argmax(pivots))]
+    return np.asarray(getrs(triangles, order, right)[0])
 
 
 def _stable_basis(matrix: Matrix, n: int, where: str) -> Matrix:
