@@ -5,6 +5,8 @@
 #   make docs          build the documentation  make format       let ruff rewrite the sources
 #   make bench         benchmarks, minutes      make bench-full   benchmarks, all sizes
 #   make bench-publish web pages of all results in .asv
+#   make dist          wheel and sdist, checked    make test-dist    the wheel's tests, in an environment of its own
+#   make test-oldest   the tests with the oldest releases that pyproject.toml allows
 #   make clean         remove what these targets wrote, .venv too
 #
 # Variables, all optional:
@@ -29,10 +31,10 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(if $(C
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --maxprocesses=8 --dist=worksteal
 
-.PHONY: help demo test test-slow lint format types docs bench bench-full bench-publish clean
+.PHONY: help demo test test-slow lint format types docs bench bench-full bench-publish dist test-dist test-oldest clean
 
 help:
-	@sed -n '2,14s/^# \{0,1\}//p' Makefile
+	@sed -n '2,16s/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/.installed-repro
 	$(BIN)/python -m paper_repro demo $(ARGS)
@@ -67,6 +69,30 @@ bench-full: $(VENV)/.installed-bench
 bench-publish: $(VENV)/.installed-bench
 	$(BIN)/asv publish $(ARGS)
 	@echo "The pages are in .asv/html; '$(BIN)/asv preview' serves them"
+
+dist: $(VENV)/.installed-dist
+	rm -rf dist
+	$(BIN)/python -m build $(ARGS)
+	$(BIN)/twine check --strict dist/*
+
+# From a folder without the sources, so that the tests meet the installed wheel and nothing else.
+test-dist: dist
+	rm -rf build/dist
+	$(BIN)/python -m venv build/dist/venv
+	build/dist/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	    $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$$(ls dist/*.whl)[test]"
+	cp -r tests pyproject.toml build/dist
+	cd build/dist && $(ONE_THREAD) venv/bin/python -m pytest -n $(JOBS) --maxprocesses=8 -m "not slow and not gpu" tests/hsv tests/hsv_torch $(ARGS)
+
+# The packages themselves at their oldest; what only tests need is as in constraints.txt where that agrees.
+test-oldest: $(VENV)/.installed-test
+	rm -rf build/oldest
+	$(BIN)/python -m venv build/oldest/venv
+	$(BIN)/python tests/oldest_versions.py torch cli control > build/oldest/requirements.txt
+	build/oldest/venv/bin/python -m pip install --quiet --disable-pip-version-check \
+	    $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r build/oldest/requirements.txt \
+	    array-api-strict hypothesis mpmath pytest pytest-xdist python-flint slycot
+	$(ONE_THREAD) build/oldest/venv/bin/python -m pytest -n $(JOBS) --maxprocesses=8 -m "not slow and not gpu" tests/hsv $(ARGS)
 
 clean:
 	rm -rf $(VENV) .asv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
