@@ -224,6 +224,7 @@ class _Weighted(NamedTuple):
     F: Array
     J: Array
     full: Array  # (..., n, n + n_w)
+    noise: Array | None = None  # (...): rounding errors of Y, where it is a difference
 
 
 def _pair(
@@ -252,10 +253,10 @@ def _pair(
     gain = np.ones(full.batch_shape)
     B, C = full.B, full.C
     if right is not None and W is not None:
-        source = positive_source(right.F, right.J, full.B, stability)
+        source = positive_source(right.F, right.J, full.B, stability, right.noise)
         B, gain = source.B, gain * _gain(source, W)
     if left is not None and V is not None:
-        source = positive_source(left.F, left.J, mirror.B, stability)
+        source = positive_source(left.F, left.J, mirror.B, stability, left.noise)
         C, gain = conjugate_transpose(source.B), gain * _gain(source, _dual(V))
     return pair_of_sources(full, B, C, gain)
 
@@ -282,17 +283,19 @@ def _weighted(sys: StateSpace, weight: StateSpace, mix: float) -> _Weighted:
     _, values, Vh = xp.linalg.svd(Lw)
     # In the row space of the weight's factor is what P12 P22^-1 P12^H takes; outside it is the Schur complement. States of the weight that nothing reaches have no part in it.
     inside = values > (n + k) * _EPS * values[..., :1]
-    share = xp.where(inside, float(np.sqrt(1 - mix * mix)), 1.0)
+    share = xp.where(inside, float(np.sqrt(1 - mix * mix)) * xp.ones_like(values), xp.ones_like(values))
     share = xp.concat([share, xp.ones((*batch, n), dtype=share.dtype, device=device(share))], axis=-1)
     found = square_factor(product(Lx, conjugate_transpose(Vh)) * share[..., None, :])
     if mix:  # no inverse of P22: the right-hand side from the Gramian
         P = product(found, conjugate_transpose(found))
+        AP = product(A, P)
+        size = xp.linalg.matrix_norm(A) * xp.linalg.matrix_norm(P)
         if sys.is_discrete:
-            Y = P - product(product(A, P), conjugate_transpose(A))
+            Y = P - product(AP, conjugate_transpose(A))
+            size = size * xp.linalg.matrix_norm(A) + xp.linalg.matrix_norm(P)
         else:
-            half = -product(A, P)
-            Y = half + conjugate_transpose(half)
-        return _Weighted(found, xp.broadcast_to(eye(n, A), (*batch, n, n)), Y, Lx)
+            Y = -AP - conjugate_transpose(AP)
+        return _Weighted(found, xp.broadcast_to(eye(n, A), (*batch, n, n)), Y, Lx, n * _EPS * size)
     LC = product(conjugate_transpose(Lw), conjugate_transpose(Cw))
     X = product(Lx, LC)  # P12 Cw^H
     inner = product(Dw, conjugate_transpose(Dw))
@@ -318,10 +321,6 @@ def _checked(
         if not 0 <= mix <= 1:
             raise HsvError(f"{name} must be in [0, 1] (0: Enns, 1: Lin and Chiu), got {mix}")
     full = dense_in_double(sys)
-    if not full.is_complex and any(w is not None and w.is_complex for w in (input_weight, output_weight)):
-        raise DtypeError(
-            "a weight of a real system must be real: its reduction would be complex; make sys complex first"
-        )
     W = None if input_weight is None else prepared_weight("input_weight", full, input_weight)
     if W is not None and W.n_outputs != full.n_inputs:
         raise ShapeError(
@@ -342,7 +341,11 @@ def prepared_weight(name: str, full: StateSpace, weight: LinearSystem) -> StateS
     """The weight, dense and in double precision, complex where the system is; refused if it is no system of the same time base."""
     if not isinstance(weight, LinearSystem):
         raise DtypeError(
-            f"{name} must be a system, got {type(weight).__name__}; a gain is hsv.StateSpace([[-1.0]], B * 0, C * 0, D, dt=...)"
+            f"{name} must be a system, got {type(weight).__name__}; a constant gain is the D of a system with zeros for B and C"
+        )
+    if weight.is_complex and not full.is_complex:
+        raise DtypeError(
+            f"{name} of a real system must be real, for the reduced system would be complex; make sys complex first"
         )
     if weight.dt != full.dt or (weight.dt is True) != (full.dt is True):
         raise HsvError(f"{name} must have the dt of sys, {full.dt!r}, got {weight.dt!r}; discretize or relabel it")

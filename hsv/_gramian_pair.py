@@ -67,10 +67,11 @@ def dense_in_double(sys: LinearSystem) -> StateSpace:
     return in_double_precision(sys).to_dense()
 
 
-def positive_source(F: Array, J: Array, B: Array, stability: str) -> Source:
+def positive_source(F: Array, J: Array, B: Array, stability: str, error: Array | None = None) -> Source:
     r"""Make :math:`Y = F J F^H` positive: its eigenvalues' absolute values, or the positive ones alone.
 
-    In the coordinates of a QR factorisation of ``F`` (..., n, k), so that a right-hand side of low rank keeps it, and columns of `B` that are columns of `F` stay in its range.
+    In the coordinates of a QR factorisation of ``F`` (..., n, k), so that a right-hand side of low rank keeps it, and columns of `B` that are columns of `F` stay in its range. Eigenvalues below
+    rounding, or below `error` (...), count as zero.
     """
     xp = namespace(F)
     Q, R = xp.linalg.qr(F, mode="reduced")
@@ -78,6 +79,8 @@ def positive_source(F: Array, J: Array, B: Array, stability: str) -> Source:
     values, vectors = xp.linalg.eigh(0.5 * (inner + conjugate_transpose(inner)))
     size = xp.abs(values)
     noise = F.shape[-2] * _EPS * xp.max(size, axis=-1, keepdims=True)
+    if error is not None:
+        noise = xp.maximum(noise, error[..., None])
     kept = (values if stability == "positive-part" else size) > noise
     root = xp.sqrt(xp.where(kept, size, xp.zeros_like(size)))
     basis = product(Q, vectors)
