@@ -16,6 +16,7 @@ import pydantic
 from pydantic import Field, model_validator
 
 from paper_repro.errors import ConfigurationError
+from paper_repro.tasks import make_task
 
 PRESETS = resources.files("paper_repro") / "presets"
 Arm = Literal["full", "in_training", "from_scratch", "pragmatic", "post_training", "distilled", "regularised"]
@@ -65,8 +66,10 @@ class RunConfig(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    task: Literal["digits", "fashion_mnist", "mqar", "selective_copying"]
-    task_options: dict[str, int] = Field(default_factory=dict, description="sizes and seed of a generated task")
+    task: str = Field(description="one of `paper_repro.tasks.TASKS`")
+    task_options: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="of the task: sizes and seed of a generated one, which form of the data"
+    )
     arm: Arm = "full"
     seed: int = Field(
         0, ge=0, lt=2**32, description="of the weights, the dropout and the order of the data; not of the split"
@@ -170,6 +173,7 @@ class RunConfig(pydantic.BaseModel):
 
     @model_validator(mode="after")
     def _keys_fit_together(self) -> Self:
+        make_task(self.task, self.task_options)
         if self.min_radius >= self.max_radius:
             raise ValueError(f"min_radius must be below max_radius, got {self.min_radius} and {self.max_radius}")
         if self.layer != "lru":

@@ -10,10 +10,10 @@ from torch import nn
 
 import hsv_torch
 from paper_repro.configuration import ARMS_WITH_A_START, RunConfig
-from paper_repro.datasets import task_shape
 from paper_repro.errors import ConfigurationError, ResultError
 from paper_repro.model import Model, make_model
 from paper_repro.results import RunResult, find_result, write_atomically
+from paper_repro.tasks import task_shape
 
 BEST_FILE, CONFIG_FILE = "best.safetensors", "config.json"
 

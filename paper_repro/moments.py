@@ -15,11 +15,11 @@ from torch import nn
 import hsv
 import hsv_torch
 from paper_repro.batches import ShuffledBatches
-from paper_repro.datasets import load_dataset
 from paper_repro.errors import ResultError
 from paper_repro.results import write_atomically
 from paper_repro.sequences import Dataset
 from paper_repro.statistics import paired_difference, summarise
+from paper_repro.tasks import load_dataset
 
 Way = Literal["carried", "sliced", "reset"]
 WAYS: tuple[Way, ...] = get_args(Way)

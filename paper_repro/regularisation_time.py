@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from paper_repro.configuration import RunConfig, make_config, read_preset
-from paper_repro.datasets import load_dataset
 from paper_repro.errors import ResultError
 from paper_repro.results import write_atomically
+from paper_repro.tasks import load_dataset
 from paper_repro.training import Training, warm_up
 
 MARKS = ("<!-- table: written by regularisation -->", "<!-- end of the table of regularisation -->")

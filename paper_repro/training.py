@@ -23,7 +23,6 @@ from paper_repro import provenance
 from paper_repro.batches import ShuffledBatches
 from paper_repro.configuration import ARMS_WITH_A_RULE, RunConfig
 from paper_repro.cuts import cut_before_training, make_calibration, make_compressor
-from paper_repro.datasets import load_dataset
 from paper_repro.distillation import distillation_loss
 from paper_repro.errors import ConfigurationError, ReproError, ResultError
 from paper_repro.evaluation import count_parameters, cross_entropy, evaluate
@@ -35,6 +34,7 @@ from paper_repro.model import Model, make_model
 from paper_repro.regularisation import PENALTIES
 from paper_repro.results import Evaluation, Provenance, RunResult, Spectrum, States, Timing, append_result
 from paper_repro.sequences import Batch, Dataset
+from paper_repro.tasks import load_dataset
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 STEPS_BETWEEN_PROGRESS = 25

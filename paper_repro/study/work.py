@@ -20,12 +20,12 @@ from hsv_torch.selective import SelectiveObservation
 from paper_repro import provenance
 from paper_repro.configuration import RunConfig
 from paper_repro.cuts import CALIBRATION_BATCH, make_calibration
-from paper_repro.datasets import load_dataset
 from paper_repro.evaluation import evaluate
 from paper_repro.methods import selective_criterion
 from paper_repro.sequences import Calibration, Dataset
 from paper_repro.study.measurements import Kind, Measurement
 from paper_repro.study.plan import POINTS, Job
+from paper_repro.tasks import load_dataset
 from paper_repro.training import DivergedError, RunInterruptedError, Training
 
 ESTIMATED_SCORES = ("hankel", "ghost", "second_moment")

@@ -10,12 +10,12 @@ import hsv
 import hsv_torch
 from paper_repro.batches import ShuffledBatches
 from paper_repro.configuration import ARMS, KEYS_OF_ARMS
-from paper_repro.datasets import load_digits
 from paper_repro.errors import ConfigurationError, ResultError
 from paper_repro.evaluation import evaluate
 from paper_repro.finished_runs import load_best_model, load_start
 from paper_repro.regularisation import PENALTIES
 from paper_repro.results import RunResult
+from paper_repro.tasks import load_dataset
 from paper_repro.training import RunInterruptedError, Training, train
 from paper_repro.workers import Job, resolved, run_jobs
 from tests.paper_repro.test_training import found, stop_after
@@ -25,7 +25,7 @@ ONE_CUT = {"tau": None, "order": 5}
 
 @pytest.fixture(scope="module")
 def dataset():
-    return load_digits()
+    return load_dataset("digits")
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def test_the_preset_of_fashion_mnist_has_the_papers_values_for_sequential_mnist(
         ({"min_radius": 0.99, "max_radius": 0.9}, ["min_radius", "0.99"]),
         ({"arm": "in_training", "order": 8}, ["tau or order", "exactly one"]),
         ({"arm": "in_training", "tau": None}, ["tau or order", "exactly one"]),
-        ({"task": "lottery"}, ["'task'", "'digits'"]),
+        ({"task": "lottery"}, ["'task'", "'lottery'", "digits"]),
         ({"arm": "post_training", "order": 8}, ["tau or order", "arm post_training", "exactly one"]),
         ({"order": 0}, ["order", "at least 1"]),
         ({"order": [4, 4]}, ["order names 2 blocks", "n_blocks is 1"]),

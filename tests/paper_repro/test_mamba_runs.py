@@ -8,11 +8,11 @@ import torch
 from paper_repro import cli
 from paper_repro.configuration import make_config, read_preset
 from paper_repro.cuts import make_calibration
-from paper_repro.datasets import load_dataset
 from paper_repro.errors import ConfigurationError
 from paper_repro.evaluation import evaluate
 from paper_repro.finished_runs import load_best_model
 from paper_repro.results import read_results
+from paper_repro.tasks import load_dataset
 from paper_repro.training import RunInterruptedError, Training, train
 from tests.paper_repro.test_training import found, stop_after
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from paper_repro.configuration import make_config, read_preset
-from paper_repro.datasets import task_shape
 from paper_repro.errors import ConfigurationError
 from paper_repro.model import make_model, make_model_config
+from paper_repro.tasks import task_shape
 
 
 def model_of(preset, **values):

@@ -3,11 +3,11 @@ import math
 import pytest
 import torch
 
-from paper_repro.datasets import load_digits
 from paper_repro.errors import ConfigurationError, ResultError
 from paper_repro.finished_runs import load_best_model
 from paper_repro.learning_rate import warmup_cosine_factor
 from paper_repro.results import read_results
+from paper_repro.tasks import load_dataset
 from paper_repro.training import DivergedError, RunInterruptedError, Training, train
 
 CUT = {"arm": "in_training", "tau": 0.3, "attempts": 2, "window": (0.0, 0.5)}
@@ -46,7 +46,7 @@ def stop_after(steps):
     ids=["cut", "guarded", "full"],
 )
 def test_an_interrupted_run_that_goes_on_equals_an_uninterrupted_one_bit_for_bit(tmp_path, small_config, values, steps):
-    config, dataset = small_config(**values), load_digits()
+    config, dataset = small_config(**values), load_dataset("digits")
     whole = train(config, tmp_path / "whole", dataset=dataset)
     with pytest.raises(RunInterruptedError, match=f"step {steps} of 40"):
         train(config, tmp_path / "parts", dataset=dataset, should_stop=stop_after(steps))
@@ -60,7 +60,7 @@ def test_an_interrupted_run_that_goes_on_equals_an_uninterrupted_one_bit_for_bit
 
 
 def test_a_run_that_dies_goes_on_from_its_last_checkpoint(tmp_path, small_config):
-    config, dataset = small_config(**CUT), load_digits()
+    config, dataset = small_config(**CUT), load_dataset("digits")
     whole = train(config, tmp_path / "whole", dataset=dataset)
 
     def die(step, note):
@@ -75,7 +75,7 @@ def test_a_run_that_dies_goes_on_from_its_last_checkpoint(tmp_path, small_config
 
 def test_the_cut_is_made_and_the_best_checkpoint_comes_after_its_window(tmp_path, small_config):
     config = small_config(**CUT)
-    result = train(config, tmp_path, dataset=load_digits())
+    result = train(config, tmp_path, dataset=load_dataset("digits"))
     assert [event["step"] for event in result.history["events"]] == [10, 20]
     assert result.states_before == (12,)
     assert result.states_after[0] < 12
@@ -98,14 +98,14 @@ def test_an_earlier_better_checkpoint_is_not_taken_in_any_arm(tmp_path, small_co
         return Evaluation(step=step, accuracy=next(accuracies), loss=1.0)
 
     monkeypatch.setattr("paper_repro.training.evaluate", evaluate)
-    result = train(small_config(window=(0.0, 0.5)), tmp_path, dataset=load_digits())
+    result = train(small_config(window=(0.0, 0.5)), tmp_path, dataset=load_dataset("digits"))
     assert (result.best.step, result.best.accuracy, result.test_accuracy) == (32, 0.3, 0.0)
 
 
 def test_the_test_set_is_looked_at_once_or_never(tmp_path, small_config, monkeypatch):
     import paper_repro.training as module
 
-    dataset = load_digits()
+    dataset = load_dataset("digits")
     looks = []
     evaluate = module.evaluate
 
@@ -121,14 +121,14 @@ def test_the_test_set_is_looked_at_once_or_never(tmp_path, small_config, monkeyp
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path, small_config):
-    config, dataset = small_config(), load_digits()
+    config, dataset = small_config(), load_dataset("digits")
     first = train(config, tmp_path, dataset=dataset)
     assert train(config, tmp_path, dataset=dataset, progress=pytest.fail) == first
     assert read_results(tmp_path) == [first]
 
 
 def test_seeds_differ_and_seed_0_is_not_replaced(tmp_path, small_config):
-    dataset = load_digits()
+    dataset = load_dataset("digits")
     weights = [Training(small_config(seed=seed), dataset).model.encoder.weight for seed in (0, 1, 0)]
     assert torch.equal(weights[0], weights[2])
     assert not torch.equal(weights[0], weights[1])
@@ -138,7 +138,7 @@ def test_seeds_differ_and_seed_0_is_not_replaced(tmp_path, small_config):
 
 
 def test_every_epoch_has_every_sequence_at_most_once_in_a_new_order(small_config):
-    dataset = load_digits()
+    dataset = load_dataset("digits")
     batches = Training(small_config(batch_size=500), dataset).batches
     epochs = [torch.cat([batches.next().inputs for _ in range(2)]) for _ in range(2)]
     for epoch in epochs:
