@@ -33,6 +33,7 @@ KEYS_OF_CUTS = frozenset(
     {
         "tau",
         "order",
+        "budget",
         "gradual",
         "attempts",
         "reading",
@@ -45,13 +46,13 @@ KEYS_OF_CUTS = frozenset(
         "max_drop",
     }
 )
-KEYS_OF_ONE_CUT = frozenset({"tau", "order", "reading", "horizon", "method", "calibration_sequences"})
+KEYS_OF_ONE_CUT = frozenset({"tau", "order", "budget", "reading", "horizon", "method", "calibration_sequences"})
 # Keys that some arms do without, and which arms these are: an arm ignores those of the others.
 KEYS_OF_ARMS: dict[Arm, frozenset[str]] = {
     "full": frozenset(),
     "in_training": KEYS_OF_CUTS,
     "from_scratch": frozenset(),
-    "pragmatic": (KEYS_OF_CUTS - {"tau", "order", "gradual"}) | {"share_of_cut", "decide_after"},
+    "pragmatic": (KEYS_OF_CUTS - {"tau", "order", "budget", "gradual"}) | {"share_of_cut", "decide_after"},
     "post_training": KEYS_OF_ONE_CUT | {"starts_from"},
     "distilled": frozenset({"starts_from", "temperature", "distillation_weight"}),
     "regularised": KEYS_OF_ONE_CUT | {"moments", "penalty_weight", "penalty_by", "penalty_every"},
@@ -119,7 +120,14 @@ class RunConfig(pydantic.BaseModel):
     order: int | tuple[int, ...] | None = Field(
         None, description="or cut to this many states: one number, or one a block"
     )
-    gradual: bool = Field(False, description="approach `order` in equal ratios, and meet it at the last attempt")
+    budget: int | None = Field(
+        None,
+        ge=1,
+        description="or to this many states in all blocks together, shared out by what the reading makes of each",
+    )
+    gradual: bool = Field(
+        False, description="approach `order` or `budget` in equal ratios, and meet it at the last attempt"
+    )
     attempts: int = Field(4, ge=1)
     window: tuple[float, float] = Field((0.0, 0.1), description="of the attempts, as fractions of the steps")
     reading: Reading = Field(
@@ -199,17 +207,19 @@ class RunConfig(pydantic.BaseModel):
         return self
 
     def _check_cuts(self) -> None:
-        if self.arm in ARMS_WITH_A_RULE and (self.tau is None) == (self.order is None):
-            raise ValueError(
-                f"tau or order: arm {self.arm} needs exactly one of them, got tau={self.tau}, order={self.order}"
-            )
+        rules = {key: getattr(self, key) for key in ("tau", "order", "budget")}
+        if self.arm in ARMS_WITH_A_RULE and sum(value is not None for value in rules.values()) != 1:
+            found = ", ".join(f"{key}={value}" for key, value in rules.items())
+            raise ValueError(f"tau, order or budget: arm {self.arm} needs exactly one of them, got {found}")
         orders = self.orders_of_blocks
         if orders is not None and min(orders) < 1:
             raise ValueError(f"order must be at least 1, got {self.order}")
         if orders is not None and len(orders) != self.n_blocks:
             raise ValueError(f"order names {len(orders)} blocks, but n_blocks is {self.n_blocks}")
-        if self.arm == "in_training" and self.gradual and not isinstance(self.order, int):
-            raise ValueError(f"gradual: only one order for all blocks can be approached step by step, got {self.order}")
+        if self.arm == "in_training" and self.gradual and self.budget is None and not isinstance(self.order, int):
+            raise ValueError(
+                f"gradual: only a budget or one order for all blocks can be approached step by step, got order={self.order}"
+            )
 
     def _check_arm(self) -> None:
         if self.steps == 0 and self.arm != "post_training":

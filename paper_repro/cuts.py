@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from paper_repro.sequences import Calibration, Dataset
 
 CALIBRATION_BATCH = 16
 CALIBRATION_STREAM = 1  # of the random numbers of a seed: the choice of calibration sequences draws none of the others
+NORMALISED_BY_PREFIX = ("last", "aire")  # the level that serves all blocks is that of LAST and AIRE-Prune
 ARMS_WITH_A_COMPRESSOR = ("in_training", "pragmatic", "regularised")
 
 
@@ -137,14 +138,17 @@ def _rule_of_attempt(config: RunConfig) -> Any:
     if config.arm == "pragmatic":
         kept = 1 - config.share_of_cut
         return lambda attempt, attempts: hsv_torch.Budget(keep=kept**attempt, gradual=False)
-    if config.arm == "in_training" and config.gradual:
+    if config.arm == "in_training" and config.gradual and config.budget is None:
         first, last = max(config.states_of_blocks), config.order
         assert isinstance(last, int)
         return lambda attempt, attempts: hsv.Order(max(1, round(first * (last / first) ** (attempt / attempts))))
     return _rule(config)
 
 
-def _rule(config: RunConfig) -> hsv.Rule:
+def _rule(config: RunConfig) -> hsv.Rule | hsv_torch.Budget:
+    if config.budget is not None:
+        share: Literal["sum", "prefix"] = "prefix" if config.reading in NORMALISED_BY_PREFIX else "sum"
+        return hsv_torch.Budget(states=config.budget, share=share, gradual=config.gradual)
     orders = config.orders_of_blocks
     if orders is not None:
         return hsv.Order(min(orders))  # where blocks differ, `_sizes` says which gets how many

@@ -65,7 +65,7 @@ def resolved(job: Job, results: Mapping[str, RunResult]) -> RunConfig:
     if job.sizes_of is not None:
         earlier = results[job.sizes_of]
         config = (
-            config.with_values(order=earlier.states_after, tau=None, sizes_of=earlier.run_id)
+            config.with_values(order=earlier.states_after, tau=None, budget=None, sizes_of=earlier.run_id)
             if config.arm in ARMS_WITH_A_RULE
             else config.with_values(n_states=earlier.states_after, sizes_of=earlier.run_id)
         )

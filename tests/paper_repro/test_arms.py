@@ -172,6 +172,25 @@ def test_blocks_are_cut_to_the_sizes_that_each_is_to_have(tmp_path, small_config
     assert train(config, tmp_path, dataset=dataset).states_after == (9, 3)
 
 
+@pytest.mark.parametrize("reading", ["complex", "last"])
+def test_a_budget_is_shared_out_among_the_blocks_as_the_reading_has_it(tmp_path, small_config, dataset, reading):
+    config = small_config(arm="in_training", n_blocks=2, tau=None, budget=11, reading=reading, attempts=1, steps=10)
+    training = Training(config, dataset)
+    training.record_start()
+    for _ in range(config.last_step_of_window):
+        training.advance()
+    assert sum(training.model.n_states) <= 11
+    fresh = Training(config, dataset)  # the same, up to the cut
+    for _ in range(config.last_step_of_window - 1):
+        fresh.advance()
+    fresh.compressor = None
+    fresh.advance()
+    share = "prefix" if reading == "last" else "sum"
+    criterion = hsv_torch.ModeChoice("last") if reading == "last" else hsv_torch.ComplexHankel()
+    hsv_torch.compress_(fresh.model, hsv_torch.Budget(states=11, share=share), criterion=criterion)
+    assert fresh.model.n_states == training.model.n_states
+
+
 @pytest.mark.parametrize("values", [{"tau": 0.3}, {**ONE_CUT}, {**ONE_CUT, "reading": "last"}])
 def test_without_fine_tuning_the_model_is_what_compress_makes_of_the_start(
     tmp_path, small_config, dataset, with_start, values

@@ -62,13 +62,16 @@ def test_the_preset_of_fashion_mnist_has_the_papers_values_for_sequential_mnist(
         ({"window": [0.5, 0.1]}, ["window", "[0.5, 0.1]"]),
         ({"window": [0.5]}, ["'window'"]),
         ({"min_radius": 0.99, "max_radius": 0.9}, ["min_radius", "0.99"]),
-        ({"arm": "in_training", "order": 8}, ["tau or order", "exactly one"]),
-        ({"arm": "in_training", "tau": None}, ["tau or order", "exactly one"]),
+        ({"arm": "in_training", "order": 8}, ["tau, order or budget", "exactly one"]),
+        ({"arm": "in_training", "tau": None}, ["tau, order or budget", "exactly one"]),
         ({"task": "lottery"}, ["'task'", "'lottery'", "digits"]),
-        ({"arm": "post_training", "order": 8}, ["tau or order", "arm post_training", "exactly one"]),
+        (
+            {"arm": "post_training", "order": 8},
+            ["tau, order or budget", "arm post_training", "exactly one", "order=8, budget=None"],
+        ),
         ({"order": 0}, ["order", "at least 1"]),
         ({"order": [4, 4]}, ["order names 2 blocks", "n_blocks is 1"]),
-        ({"arm": "in_training", "gradual": True}, ["gradual", "one order for all blocks", "None"]),
+        ({"arm": "in_training", "gradual": True}, ["gradual", "a budget or one order for all blocks", "None"]),
         ({"starts_from": "digits-full"}, ["starts_from", "arm full", "post_training, distilled"]),
         ({"arm": "regularised"}, ["penalty_weight", "None"]),
         ({"reading": "lasst"}, ["'reading'", "'last'"]),
@@ -152,6 +155,7 @@ EARLIER_NAMES = [
 ]
 OTHER_VALUES = {
     "tau": 0.2,
+    "budget": 9,
     "gradual": True,
     "attempts": 2,
     "reading": "real",
@@ -177,7 +181,10 @@ def test_the_run_id_changes_with_the_keys_of_its_arm_alone(arm):
     plain = make_config({**DIGITS, **needed})
     for key, value in OTHER_VALUES.items():
         values = {**DIGITS, **needed, key: value}
-        if key == "gradual":
+        if key == "budget":
+            values |= {"tau": None}
+            plain_of_key = make_config({**DIGITS, **needed, "tau": None, "order": 9})
+        elif key == "gradual":
             values |= {"tau": None, "order": 8}
             plain_of_key = make_config({**values, "gradual": False})
         elif key == "starts_from" and "starts_from" not in KEYS_OF_ARMS[arm]:
