@@ -9,7 +9,6 @@ import numpy as np
 
 from hsv._array import to_host
 from hsv._errors import DtypeError, HsvError, IllConditionedError
-from hsv._gramians import require_stable
 from hsv._hankel import Factors
 from hsv._lyapunov import Matrix, adjoint
 from hsv._norms import hinf_norm
@@ -18,7 +17,7 @@ from hsv._riccati import stabilising_solution
 from hsv._riccati_balancing import (
     RiccatiReduction,
     dual,
-    matrices_on_host,
+    stable_matrices_on_host,
     storage_factor,
     truncate,
     twice_the_tail,
@@ -85,8 +84,7 @@ def bounded_real_truncation(sys: LinearSystem, rule: Rule | int, *, gamma: float
     (array([0.333333, 0.142857]), 0.285714)
     """
     gamma = _checked_gamma(gamma)
-    require_stable(sys)
-    A, B, C, D = matrices_on_host(sys)
+    A, B, C, D = stable_matrices_on_host(sys)
     if np.any(np.linalg.norm(D, 2, axis=(-2, -1)) >= gamma):
         _refuse(sys, gamma, None)
     try:

@@ -17,13 +17,14 @@ from hsv._array import (
     widen,
 )
 from hsv._errors import DtypeError, HsvError, IllConditionedError
+from hsv._hankel import from_real_coordinates
 from hsv._lyapunov import Matrix, adjoint
 from hsv._order import Rule
 from hsv._reduction import Reduction, balanced_truncation
 from hsv._riccati import stabilising_solution
 from hsv._riccati_balancing import RiccatiReduction, dual, matrices_on_host
 from hsv._stabilisability import control_solution, require_movable
-from hsv._systems import LinearSystem, StateSpace
+from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace
 
 
 @dataclass(frozen=True)
@@ -280,6 +281,8 @@ def coprime_factor_reduction(
     common.update(
         system=CoprimeFactors(reduced.system, factors.left).quotient(), hankel_singular_values=None, error_bound=None
     )
+    if isinstance(sys, DiagonalStateSpace) and sys._conjugate_pairs and reduced.left is not None:
+        common.update({name: from_real_coordinates(common[name]) for name in ("left", "right")})
     return RiccatiReduction(
         **common, characteristic_values=reduced.hankel_singular_values, factor_error_bound=reduced.error_bound
     )

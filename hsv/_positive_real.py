@@ -8,7 +8,6 @@ import numpy as np
 
 from hsv._array import to_host, widen
 from hsv._errors import HsvError, IllConditionedError, ShapeError
-from hsv._gramians import require_stable
 from hsv._hankel import Factors
 from hsv._lyapunov import Matrix, adjoint
 from hsv._order import Rule
@@ -16,7 +15,7 @@ from hsv._riccati import stabilising_solution
 from hsv._riccati_balancing import (
     RiccatiReduction,
     dual,
-    matrices_on_host,
+    stable_matrices_on_host,
     storage_factor,
     truncate,
     twice_the_tail,
@@ -92,8 +91,7 @@ def positive_real_truncation(sys: LinearSystem, rule: Rule | int) -> RiccatiRedu
         raise ShapeError(
             f"a passive system has as many outputs as inputs, got {sys.n_inputs} inputs and {sys.n_outputs} outputs"
         )
-    require_stable(sys)
-    A, B, C, D = matrices_on_host(sys)
+    A, B, C, D = stable_matrices_on_host(sys)
     _check_feedthrough(D)
     try:
         observe, first = _factor(A, B, C, D, discrete=sys.is_discrete)

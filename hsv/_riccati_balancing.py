@@ -9,10 +9,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from hsv._array import Array, from_host, real, round_to, say_copied, to_host, widen
-from hsv._blas import product
+from hsv._blas import eigenvalues, product
 from hsv._errors import IllConditionedError, OrderError
+from hsv._gramians import require_stable
 from hsv._hankel import Factors, from_real_coordinates, singular_value_decomposition
-from hsv._lyapunov import Matrix, adjoint, solve_lyapunov_factored
+from hsv._lyapunov import Matrix, adjoint, check_stable, solve_lyapunov_factored
 from hsv._order import ErrorBound, Rule, as_rule
 from hsv._reduction import Reduction, Rounding, check_stability, choose_orders, numerical_rank, project, round_up
 from hsv._riccati import StabilisingSolution
@@ -95,6 +96,14 @@ def matrices_on_host(sys: LinearSystem) -> tuple[Matrix, Matrix, Matrix, Matrix]
     dense = sys.to_dense()
     A, B, C, D = (to_host(widen(x)) for x in (dense.A, dense.B, dense.C, dense.D))
     return A, B, C, D
+
+
+def stable_matrices_on_host(sys: LinearSystem) -> tuple[Matrix, Matrix, Matrix, Matrix]:
+    """The same for methods that need a stable system; raises :class:`UnstableSystemError`."""
+    require_stable(sys)  # a diagonal system, with its logarithms
+    matrices = matrices_on_host(sys)
+    check_stable(eigenvalues(matrices[0]), discrete=sys.is_discrete)
+    return matrices
 
 
 def dual(A: Matrix, B: Matrix, C: Matrix, D: Matrix) -> tuple[Matrix, Matrix, Matrix, Matrix]:

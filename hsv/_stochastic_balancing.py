@@ -8,12 +8,11 @@ import numpy as np
 
 from hsv._blas import eigenvalues, product
 from hsv._errors import DtypeError, HsvError, IllConditionedError
-from hsv._gramians import require_stable
 from hsv._hankel import Factors
 from hsv._lyapunov import Matrix, adjoint, solve_lyapunov_factored
 from hsv._order import Rule
 from hsv._riccati import stabilising_solution
-from hsv._riccati_balancing import RiccatiReduction, matrices_on_host, storage_factor, tail_sums, truncate
+from hsv._riccati_balancing import RiccatiReduction, stable_matrices_on_host, storage_factor, tail_sums, truncate
 from hsv._systems import LinearSystem
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -88,8 +87,7 @@ def stochastic_truncation(sys: LinearSystem, rule: Rule | int, *, alpha: float =
     (array([0.333333, 0.058824]), 0.125)
     """
     alpha = _checked_alpha(alpha)
-    require_stable(sys)
-    A, B, C, D = matrices_on_host(sys)
+    A, B, C, D = stable_matrices_on_host(sys)
     p = C.shape[-2]
     power = product(D, adjoint(D)) + alpha**2 * np.eye(p)
     control = np.asarray(solve_lyapunov_factored(A, B, discrete=sys.is_discrete))
