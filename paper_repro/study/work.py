@@ -179,7 +179,7 @@ SAME_RATE = 1e-4  # of the logarithm of a rate: written back in float32, through
 
 
 def _cut(
-    model: hsv_torch.SequenceModel,
+    model: torch.nn.Module,
     config: RunConfig,
     method: str,
     n_states: int,
