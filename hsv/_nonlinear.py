@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -90,7 +91,7 @@ class NonlinearSystem:
         if isinstance(steps_per_sample, bool) or not isinstance(steps_per_sample, int) or steps_per_sample < 1:
             raise HsvError(f"steps_per_sample must be an int of at least 1, got {steps_per_sample!r}")
         observe = _state_as_output if output is None else output
-        simulation = _FixedSteps(right_hand_side, observe, dt is True or dt > 0, steps_per_sample)
+        simulation = _FixedSteps(right_hand_side, observe, bool(_checked_dt(dt)), steps_per_sample)
         return cls._checked(simulation, steady_state, steady_input, dt, right_hand_side, observe, input_map)
 
     @classmethod
@@ -135,9 +136,7 @@ class NonlinearSystem:
             if array.ndim != 1 or array.shape[0] == 0:
                 raise ShapeError(f"{name} must have one axis with at least one entry, got {tuple(array.shape)}")
             require_finite(name, array)
-        if not (dt is True or (not isinstance(dt, bool) and isinstance(dt, (int, float)) and dt >= 0)):
-            raise HsvError(f"dt must be 0 (continuous), True or a positive number of seconds, got {dt!r}")
-        return cls(simulation, state, control, dt, right_hand_side, output, input_map)
+        return cls(simulation, state, control, _checked_dt(dt), right_hand_side, output, input_map)
 
     @property
     def n_states(self) -> int:
@@ -307,6 +306,12 @@ class _ProjectedInputMap:
 
     def __call__(self, z: Array) -> Array:
         return self.left @ self.input_map(self.origin + z @ self.up)
+
+
+def _checked_dt(dt: float | bool) -> float | bool:
+    if dt is True or (not isinstance(dt, bool) and isinstance(dt, (int, float)) and 0 <= dt < math.inf):
+        return dt
+    raise HsvError(f"dt must be 0 (continuous), True or a positive number of seconds, got {dt!r}")
 
 
 def _state_as_output(x: Array, u: Array, t: float) -> Array:
