@@ -116,11 +116,8 @@ class Sequences:
 
     def to(self, device: torch.device) -> Sequences:
         """Return the same sequences on `device`."""
-        moved = {
-            name: None if (part := getattr(self, name)) is None else part.to(device)
-            for name in ("inputs", "labels", "lengths")
-        }
-        return dataclasses.replace(self, **moved)
+        lengths = None if self.lengths is None else self.lengths.to(device)
+        return dataclasses.replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device), lengths=lengths)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from paper_repro.tasks.listops import ListOps
 from paper_repro.tasks.memory import InductionHeads, MultiQueryRecall, SelectiveCopying
 from paper_repro.tasks.pathfinder import Pathfinder
 from paper_repro.tasks.task import Option, Task, suggestion
+from paper_repro.tasks.texts import Aan, Imdb
 
 TASKS: dict[str, type[Task]] = {
     task.name: task
@@ -26,6 +27,8 @@ TASKS: dict[str, type[Task]] = {
         FashionMnist,
         Cifar10,
         ListOps,
+        Imdb,
+        Aan,
         Pathfinder,
         MultiQueryRecall,
         InductionHeads,

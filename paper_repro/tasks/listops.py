@@ -135,7 +135,8 @@ def read_expressions(path: Path) -> Sequences:
     DataError
         If a line is no expression, or has another value.
     """
-    rows, values = [], []
+    rows: list[np.ndarray] = []
+    values: list[int] = []
     with path.open("rb") as file:
         header = file.readline().rstrip(b"\r\n")
         if header != b"Source\tTarget":
@@ -144,7 +145,7 @@ def read_expressions(path: Path) -> Sequences:
             source, tab, target = line.rstrip(b"\r\n").partition(b"\t")
             tokens = _tokens(source)
             value = expressions.NOT_AN_EXPRESSION if tokens is None else expressions.evaluate(tokens)
-            if not tab or value == expressions.NOT_AN_EXPRESSION:
+            if tokens is None or not tab or value == expressions.NOT_AN_EXPRESSION:
                 raise DataError(
                     f"{path}, line {number}: not an expression, a tab and its value: {_shown(line)}; fetch it again"
                 )
@@ -158,8 +159,8 @@ def read_expressions(path: Path) -> Sequences:
         raise DataError(f"{path}: has no expressions")
     lengths = np.array([len(row) for row in rows])
     inputs = np.zeros((len(rows), lengths.max()), np.uint8)
-    for row, tokens in zip(inputs, rows, strict=True):
-        row[: len(tokens)] = tokens
+    for filled, row in zip(inputs, rows, strict=True):
+        filled[: len(row)] = row
     return Sequences(torch.from_numpy(inputs), compact(np.array(values), 0, 9), compact(lengths, 0, int(lengths.max())))
 
 
