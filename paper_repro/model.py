@@ -1,4 +1,4 @@
-"""The model of a run: `hsv_torch.SequenceModel`, with the values of the configuration."""
+"""The model of a run: `hsv_torch.SequenceModel` with the values of the configuration, or a pair of them where documents are compared."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import hsv
 import hsv_torch
 from paper_repro.configuration import KEYS_OF_LRU, RunConfig
 from paper_repro.errors import ConfigurationError
+from paper_repro.retrieval import DOCUMENTS, RetrievalModel
 from paper_repro.sequences import TaskShape
 
-Model: TypeAlias = hsv_torch.SequenceModel
+Model: TypeAlias = hsv_torch.SequenceModel | RetrievalModel
 
 
 def make_model_config(config: RunConfig, shape: TaskShape) -> hsv_torch.SequenceModelConfig:
@@ -55,7 +56,8 @@ def make_model(config: RunConfig, shape: TaskShape) -> Model:
         If the layer refuses its options.
     """
     model_config = make_model_config(config, shape)
+    kind = RetrievalModel if shape.documents == DOCUMENTS else hsv_torch.SequenceModel
     try:
-        return hsv_torch.SequenceModel(model_config)
+        return kind(model_config)
     except (hsv.HsvError, TypeError) as error:
         raise ConfigurationError(f"key 'layer_options': {error}") from error

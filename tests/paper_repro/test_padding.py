@@ -66,3 +66,28 @@ def test_mistaking_padding_for_steps_would_be_noticed(small_config):
         evaluate(model, dataclasses.replace(data.test, lengths=None), 0),
     )
     assert with_lengths.loss != without.loss
+
+
+def pairs(count, filling, seed):
+    """Two documents of different lengths; the label says whether their first tokens agree."""
+    both = [padded(count, filling, 2 * seed + number) for number in range(2)]
+    labels = (both[0].inputs[:, 0] == both[1].inputs[:, 0]).to(torch.int8)
+    inputs, lengths = (torch.stack([getattr(one, name) for one in both], dim=1) for name in ("inputs", "lengths"))
+    return Sequences(inputs, labels, lengths)
+
+
+@pytest.mark.parametrize("values", [{}, {"arm": "in_training", "attempts": 1, "window": (0.0, 0.5), "tau": 0.3}])
+def test_two_documents_are_compared_each_without_its_padding(tmp_path, small_config, values):
+    shape = TaskShape(n_outputs=2, vocabulary=4, documents=2)
+    config = small_config(steps=16, dropout=0.0, **values)
+    results = [
+        train(
+            config,
+            tmp_path / str(filling),
+            dataset=Dataset("pairs", shape, *(pairs(60, filling, seed) for seed in range(3))),
+        )
+        for filling in (0, 3)
+    ]
+    assert found(results[0]) == found(results[1])
+    assert results[0].spectra[-1].layer == "encoder.blocks.0.layer"
+    assert results[0].states_after[0] < 12 or not values
