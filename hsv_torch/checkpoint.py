@@ -18,8 +18,10 @@ from torch import nn
 from hsv import HsvError
 from hsv_torch import _packing
 from hsv_torch.adapters import adapter_of, compressible_layers
+from hsv_torch.distributed import Ranks
 from hsv_torch.models import SequenceModel, SequenceModelConfig
 from hsv_torch.optimizer import replace_in_optimizer, replace_parameters
+from hsv_torch.sharding import OpenLayer, gathered, parts_of_model, parts_of_state
 from hsv_torch.snapshot import Snapshot
 
 _KEY = "hsv_torch"  # of the text in the file's metadata
@@ -43,7 +45,8 @@ def resize_layers(
 ) -> None:
     """Give layers the sizes asked for, with values unset, so that stored values can be loaded.
 
-    A layer that has its sizes already is left alone. The optimizer forgets the state of what is replaced.
+    A layer that has its sizes already is left alone. The optimizer forgets the state of what is replaced. Where parameters are split over processes, all
+    of them call this together.
 
     Raises
     ------
@@ -58,10 +61,12 @@ def resize_layers(
         )
     for name, size in sizes.items():
         if now[name] != dict(size):
+            opened = OpenLayer(model, layers[name], optimizer)
             replaced = adapter_of(layers[name]).resize(layers[name], **size)
             replace_parameters(model, {old: new for old, new in replaced.values() if old is not None})
             if optimizer is not None:
                 replace_in_optimizer(optimizer, replaced)
+            opened.close()
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,9 @@ def save_checkpoint(
     The file appears under its name only once it is complete, on the disk and has been read back: an interruption leaves what was
     there before.
 
+    Of a model that is split over processes (``fully_shard``) the whole tensors are saved, one part of them after another gathered in the first process, which alone
+    writes: all processes call this together, and all raise if it fails. The file can then be loaded by any number of processes.
+
     Parameters
     ----------
     model
@@ -124,13 +132,22 @@ def save_checkpoint(
     OSError
         The folder does not exist, or the disk is full; a file that was there before is as it was.
     """
-    configuration = getattr(model, "config", None)
     content = {
         "model": model.state_dict(),
         "optimizer": None if optimizer is None else optimizer.state_dict(),
         "optimizer_parameters": None if optimizer is None else _names_in_groups(model, optimizer),
         "extra": extra,
     }
+    ranks = Ranks(model)
+    if ranks.split:
+        content = gathered(content, ranks.rank == 0)
+        ranks.decide(lambda: _write(model, content, Path(path)))
+    else:
+        _write(model, content, Path(path))
+
+
+def _write(model: nn.Module, content: Mapping[str, Any], path: Path) -> None:
+    configuration = getattr(model, "config", None)
     packed: dict[str, Any] = {}
     tensors: dict[str, torch.Tensor] = {}
     for part, value in content.items():
@@ -148,7 +165,6 @@ def save_checkpoint(
         "content": packed,
         "checksums": _packing.checksums(tensors),
     }
-    path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -228,7 +244,7 @@ def load_into(model: nn.Module, path: str | os.PathLike[str], *, optimizer: torc
     model
         Made by the code that made the saved one; its layers may still have their first, full size. Its tensors stay on their devices.
     path
-        A file that :func:`save_checkpoint` wrote.
+        A file that :func:`save_checkpoint` wrote. Where the model is split over processes, each of them reads it and takes its part.
     optimizer
         An optimizer of the same kind and groups; its state is loaded too.
 
@@ -242,7 +258,11 @@ def load_into(model: nn.Module, path: str | os.PathLike[str], *, optimizer: torc
     CheckpointError
         If the file is no checkpoint, is truncated or damaged, or its names or shapes are not those of the model.
     """
-    return _put_into(model, load_checkpoint(path), path, optimizer)
+    ranks = Ranks(model)
+    if not ranks.split:
+        return _put_into(model, load_checkpoint(path), path, optimizer)
+    content = ranks.together(lambda: load_checkpoint(path), lambda: None)
+    return _put_into(model, content, path, optimizer)
 
 
 def _put_into(
@@ -254,11 +274,13 @@ def _put_into(
     try:
         resize_layers(model, content.sizes, optimizer)
         _check_matches(model, content.model, path)
-        model.load_state_dict(content.model)
+        model.load_state_dict(parts_of_model(content.model, model.state_dict()))
         if optimizer is not None:
             assert content.optimizer is not None
             assert content.optimizer_parameters is not None
             state = _in_the_order_of(optimizer, model, content.optimizer, content.optimizer_parameters, path)
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            state = {**state, "state": {i: parts_of_state(kept, parameters[i]) for i, kept in state["state"].items()}}
             try:
                 optimizer.load_state_dict(state)
             except (KeyError, ValueError) as error:

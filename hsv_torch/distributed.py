@@ -1,7 +1,8 @@
 """Several processes that train one model: they decide together, and none waits for one that has failed.
 
-The first process measures and plans, and one broadcast tells the others what it decided; every process then makes the same cut of its own copy of the model. After
-whatever a process does alone, all exchange whether it went well, so that an error in one of them is an error in all.
+The first process measures and plans, and one broadcast tells the others what it decided; every process then makes the same cut of its own copy of the model, or
+of its part of it (:mod:`hsv_torch.sharding`). After whatever a process does alone, all exchange whether it went well, so that an error in one of them is an error
+in all.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hsv import HsvError
 from hsv_torch.compress import uncompiled
+from hsv_torch.sharding import check_split, meshes
 
 T = TypeVar("T")
 
@@ -32,8 +34,13 @@ class Ranks:
     Parameters
     ----------
     model
-        What the training loop calls. A ``DistributedDataParallel`` says which processes belong together; any other model is trained by this process alone.
-        What ``torch.compile`` returned stands for the model inside it.
+        What the training loop calls. A ``DistributedDataParallel``, or the mesh that ``fully_shard`` has split parameters over, says which processes belong
+        together; any other model is trained by this process alone. What ``torch.compile`` returned stands for the model inside it.
+
+    Attributes
+    ----------
+    split : bool
+        Parameters are split over the processes.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -41,14 +48,13 @@ class Ranks:
         self.wrapper = model if isinstance(model, DistributedDataParallel) else None
         self.model: nn.Module = uncompiled(model.module if isinstance(model, DistributedDataParallel) else model)
         self.group = None if self.wrapper is None else self.wrapper.process_group
+        over = meshes(self.model)
+        self.split = bool(over)
+        if over:
+            check_split(self.model)
+            self.group = _group_of(over)
         self.size = 1 if self.group is None else distributed.get_world_size(self.group)
         self.rank = 0 if self.group is None else distributed.get_rank(self.group)
-        for name, parameter in self.model.named_parameters():
-            if isinstance(parameter, _sharded()):
-                raise HsvError(
-                    f"the parameter {name!r} is split over processes (fully_shard), and a cut needs it whole; cut the model before it is sharded, or "
-                    "train it with DistributedDataParallel"
-                )
 
     def decide(self, function: Callable[[], T]) -> T:
         """What `function` returns in the first process, in all of them; an error there is an error everywhere."""
@@ -160,10 +166,17 @@ class _Unpickler(pickle.Unpickler):
         return torch.load(io.BytesIO(pid), map_location=self.device, weights_only=True)
 
 
-def _sharded() -> type:
-    from torch.distributed.tensor import DTensor
-
-    return DTensor
+def _group_of(over: list[Any]) -> Any:
+    """The processes of the meshes that parameters are split over."""
+    largest = max(over, key=lambda mesh: mesh.size())
+    if largest.ndim == 1:
+        return largest.get_group()
+    if largest.size() != distributed.get_world_size():
+        raise HsvError(
+            f"parameters are split over {largest}, which has {largest.size()} of the {distributed.get_world_size()} processes in "
+            f"{largest.ndim} dimensions: there is no one group of them; use a mesh of one dimension, or all processes"
+        )
+    return distributed.group.WORLD
 
 
 def _description(error: Exception) -> str:

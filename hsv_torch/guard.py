@@ -42,6 +42,8 @@ class Rollback:
         How many times a cut that was undone is tried again, with half the reduction each time; at the next optimizer step.
     then
         What follows a cut that was undone for good: ``"go on"`` with the later attempts, or ``"stop"``: no more attempts.
+    offload
+        Keep the copy that a cut is undone from in the host's memory instead of the device's.
     """
 
     evaluate: Callable[[], Any]
@@ -50,6 +52,7 @@ class Rollback:
     after_steps: int = 0
     gentler: int = 0
     then: Literal["go on", "stop"] = "go on"
+    offload: bool = False
 
     def __post_init__(self) -> None:
         if not callable(self.evaluate):

@@ -24,7 +24,6 @@ from hsv_torch.compress import (
     Planner,
     apply_cuts,
     check_unshared,
-    checked_rule,
     checked_sizes,
     chosen_criteria,
     chosen_layers,
@@ -33,6 +32,7 @@ from hsv_torch.compress import (
     recurrent_parameters,
     without_autocast,
 )
+from hsv_torch.compress import checked_rule as check_rule
 from hsv_torch.criteria import Criterion
 from hsv_torch.distributed import Ranks
 from hsv_torch.guard import Rollback
@@ -40,6 +40,7 @@ from hsv_torch.history import Drift, Event, History, LayerRecord
 from hsv_torch.optimizer import Moments, check_optimizer, replace_parameters
 from hsv_torch.rewarm import Rewarm
 from hsv_torch.schedule import LossFalls, LossMeter, RankingMeter, RankingSettles, Schedule
+from hsv_torch.sharding import OpenLayer, meshes, whole
 from hsv_torch.snapshot import (
     Placement,
     RandomState,
@@ -169,6 +170,11 @@ class InTrainingCompressor:
         chosen = chosen_layers(model, layers)
         criteria = chosen_criteria(chosen, criterion)
         check_calibration(chosen, calibration, forward)
+        if ranks.split and calibration is not None:
+            raise HsvError(
+                "layers whose systems depend on their input cannot be observed where parameters are split over processes (fully_shard): train with "
+                "DistributedDataParallel, or choose `layers` without them"
+            )
         if isinstance(calibration, Iterator):
             raise TypeError(
                 f"`calibration` is used at every attempt, and a {type(calibration).__qualname__} can be gone through only once: pass a list or a loader"
@@ -184,7 +190,7 @@ class InTrainingCompressor:
         self._ranks = ranks
         self.model = model
         self.optimizer = optimizer
-        self.rules = _checked_rules(rule, schedule)
+        self.rules = _checked_rules(rule, schedule, ranks)
         self.schedule = schedule
         self.sizes = checked_sizes(sizes, chosen)
         self.criteria = criteria
@@ -197,6 +203,11 @@ class InTrainingCompressor:
         _check_guard(guard, schedule, self._objects)
         self._layers = tuple(chosen)
         self._copies = _copies_of(self._layers, self._objects)
+        for name in self._copies:
+            if meshes(self._objects[name]) and not ranks.split:
+                raise HsvError(
+                    f"`state`: {name!r} is split over processes, and the model is not; split both or neither"
+                )
         self._rewarm = Rewarm(optimizer, rewarm_steps)
         self._initial_sizes = {name: adapter_of(layer).n_states(layer) for name, layer in chosen.items()}
         self._events: list[Event] = []
@@ -275,7 +286,7 @@ class InTrainingCompressor:
         if self._retry:
             self._retry = False
             return self._attempt()
-        objection = None if self._meter is None else self._ranks.decide(self._meter.objection)
+        objection = self._objection()
         planned = self.schedule.steps[self._attempts_made] + self._delay
         if self._steps >= self._last_attempt_step and (objection is not None or planned > self._steps):
             self._abandoned = True
@@ -289,6 +300,15 @@ class InTrainingCompressor:
             self._waiting = False
             self._delay += self._steps - planned
         return self._attempt()
+
+    def _objection(self) -> str | None:
+        """Why the attempt is to wait, if it is; the first process says so."""
+        if self._meter is None:
+            return None
+        if not self._ranks.split:
+            return self._ranks.decide(self._meter.objection)
+        found = self._ranks.together(self._meter.objection, lambda: None)  # all of them give their parts of the systems
+        return self._ranks.decide(lambda: found)
 
     def _no_attempt(self, objection: str) -> Event:
         timed, attempt = self._clock.read(), self._attempts_made + 1
@@ -322,8 +342,7 @@ class InTrainingCompressor:
         random_state = RandomState.take()
         if not self._halvings:
             self._attempts_made += 1
-        with without_autocast(self.model):
-            records, cuts = self._ranks.decide(self._measure)
+        records, cuts = self._measured()
         plans = {name: self._planned(name, cut) for name, cut in cuts.items()}
         event = Event(
             self._attempts_made, self._steps, tuple(records.values()), 0.0, steps_timed=timed[0], step_seconds=timed[1]
@@ -339,6 +358,12 @@ class InTrainingCompressor:
     def _planned(self, name: str, cut: Cut) -> PlannedCut:
         layer = self.model.get_submodule(name)
         return PlannedCut(layer, adapter_of(layer), cut)
+
+    def _measured(self) -> tuple[dict[str, LayerRecord], dict[str, Cut]]:
+        """What the first process finds and plans; where parameters are split, the others give it their parts."""
+        keep = self._ranks.rank == 0
+        with without_autocast(self.model), whole(self.model, [layer for _, layer in self._named_layers()], keep=keep):
+            return self._ranks.decide(self._measure)
 
     def _measure(self) -> tuple[dict[str, LayerRecord], dict[str, Cut]]:
         """Find out what the rule chooses for each layer; changes nothing but the systems that drift is measured from."""
@@ -419,6 +444,7 @@ class InTrainingCompressor:
             objects=self._objects,
             random_state=random_state,
             copies=[self._objects[name] for name in self._copies],
+            offload=self.guard.offload,
         )
         sizes = {name: size for name, size in layer_sizes(self.model).items() if name in plans}
         systems = dict(self._systems)
@@ -459,12 +485,47 @@ class InTrainingCompressor:
             for placement in placements:
                 placement.restore()
 
-        replaced = self._ranks.together(lambda: self._apply_here(plans), undo)
+        if self._ranks.split:
+            replaced = self._apply_to_parts(plans, undo)
+        else:
+            replaced = self._ranks.together(lambda: self._apply_here(plans), undo)
         self._ranks.rebuild()
         self._rewarm.start()
         return replaced
 
-    def _apply_here(self, plans: dict[str, PlannedCut]) -> dict[str, tuple[nn.Parameter | None, nn.Parameter | None]]:
+    def _apply_to_parts(
+        self, plans: Mapping[str, PlannedCut], undo: Callable[[], None]
+    ) -> dict[str, tuple[nn.Parameter | None, nn.Parameter | None]]:
+        """Cut a model that is split over the processes, one layer after another: only that layer is whole at a time."""
+        all_replaced: dict[str, tuple[nn.Parameter | None, nn.Parameter | None]] = {}
+        try:
+            for name, plan in plans.items():
+                opened = OpenLayer(self.model, plan.layer, self.optimizer)
+                copies = [
+                    OpenLayer(self._objects[key], self._objects[key].get_submodule(prefix + name))
+                    for key, prefix in self._copies.items()
+                ]
+                replaced, parts = self._ranks.together(
+                    lambda: self._cut_open({name: plan}, opened, copies),  # noqa: B023  (called at once)
+                    lambda: None,
+                )
+                for inner, pair in replaced.items():
+                    old, new = (None if p is None else parts.get(p, p) for p in pair)
+                    all_replaced[inner] = (old, new)
+        except BaseException:
+            undo()
+            raise
+        return all_replaced
+
+    def _cut_open(self, plans: dict[str, PlannedCut], opened: OpenLayer, copies: Sequence[OpenLayer]) -> Any:
+        replaced = self._apply_here(plans)
+        for copy in copies:
+            copy.close()
+        return replaced, opened.close()
+
+    def _apply_here(
+        self, plans: Mapping[str, PlannedCut]
+    ) -> dict[str, tuple[nn.Parameter | None, nn.Parameter | None]]:
         """Cut the model, and the copies of it along with it."""
         placements = [Placement(self._objects[name], None, self._objects[name].modules()) for name in self._copies]
         with without_autocast(self.model):
@@ -480,7 +541,6 @@ class InTrainingCompressor:
                 f"while cutting the copies of the model in `state` ({', '.join(self._copies)}) along with it"
             )
             raise
-        self._rewarm.start()
         return replaced
 
     def _put_in_place_of(
@@ -505,7 +565,8 @@ class InTrainingCompressor:
 
     def _remember_systems(self, plans: Mapping[str, PlannedCut]) -> None:
         for name, plan in plans.items():
-            system = plan.adapter.system(plan.layer)
+            with whole(self.model, [plan.layer]):
+                system = plan.adapter.system(plan.layer)
             if system is not None:
                 self._systems[name] = (self._steps, copy_system(system))
 
@@ -658,9 +719,14 @@ class InTrainingCompressor:
             resize_layers(self._objects[name], {prefix + layer: size for layer, size in sizes.items()})
 
     def _present_systems(self) -> dict[str, hsv.DiagonalStateSpace]:
-        """The systems of the layers that have one."""
-        systems = {name: adapter_of(layer).system(layer) for name, layer in self._named_layers()}
-        return {name: system for name, system in systems.items() if system is not None}
+        """The systems of the layers that have one, not to be changed by training."""
+        systems = {}
+        for name, layer in self._named_layers():
+            with whole(self.model, [layer]):
+                system = adapter_of(layer).system(layer)
+            if system is not None:
+                systems[name] = copy_system(system)
+        return systems
 
     def _named_layers(self) -> list[tuple[str, nn.Module]]:
         return [(name, self.model.get_submodule(name)) for name in self._layers]
@@ -726,9 +792,19 @@ def _unpacked(packed: Mapping[str, Any]) -> dict[str, tuple[int, hsv.DiagonalSta
 
 
 def _checked_rules(
-    rule: AnyRule | Sequence[AnyRule] | RuleOfAttempt, schedule: Schedule
+    rule: AnyRule | Sequence[AnyRule] | RuleOfAttempt, schedule: Schedule, ranks: Ranks
 ) -> Callable[[int], hsv.Rule | Budget]:
     """The rule of each attempt, from 1."""
+
+    def checked_rule(rule: AnyRule) -> hsv.Rule | Budget:
+        found = check_rule(rule)
+        if ranks.split and isinstance(found, Budget) and found.unit == "seconds":
+            raise HsvError(
+                "a Budget in seconds measures copies of the model, and one that is split over processes cannot be copied; give the budget in states, "
+                "parameters or flops"
+            )
+        return found
+
     if isinstance(rule, Sequence) and not isinstance(rule, str):
         rules = [checked_rule(each) for each in rule]
         if len(rules) != schedule.attempts:
@@ -739,8 +815,8 @@ def _checked_rules(
     if callable(rule):
         function = rule
         return lambda attempt: checked_rule(function(attempt, schedule.attempts))
-    checked = checked_rule(rule)
-    return lambda attempt: checked
+    same = checked_rule(rule)
+    return lambda attempt: same
 
 
 def _copies_of(layers: tuple[str, ...], objects: Mapping[str, Any]) -> dict[str, str]:

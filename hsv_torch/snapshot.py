@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import hsv
 from hsv import HsvError
+from hsv_torch.sharding import Records, joined, local, part_of, parts_of_model, parts_of_state, reshard
 
 
 def _same_containers(value: Any) -> Any:
@@ -103,6 +104,7 @@ class Placement:
     ) -> None:
         self.model = model
         self.optimizer = optimizer
+        self.records = Records(model)
         self.modules = [
             (name, module, dict(module._parameters), dict(module._buffers)) for name, module in model.named_modules()
         ]
@@ -122,6 +124,7 @@ class Placement:
 
     def restore(self) -> None:
         """Put every tensor back where it stood."""
+        self.records.restore()
         for _, module, parameters, buffers in self.modules:
             _refill(module._parameters, parameters)
             _refill(module._buffers, buffers)
@@ -147,8 +150,9 @@ def _refill(target: dict[Any, Any], content: Mapping[Any, Any]) -> None:
 def without_trace(model: nn.Module) -> Iterator[None]:
     """Run the model inside, without gradients: modes, buffers, parameters' places and random generators are put back after it."""
     random_state = RandomState.take()
+    reshard(model)
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = [(buffer, local(buffer).clone()) for buffer in model.buffers()]
     placement = Placement(model, None)
     try:
         with torch.no_grad():
@@ -157,7 +161,7 @@ def without_trace(model: nn.Module) -> Iterator[None]:
         placement.restore()
         with torch.no_grad():
             for buffer, value in buffers:
-                buffer.copy_(value)
+                local(buffer).copy_(value)
         for module, training in modes:
             module.training = training
         random_state.restore()
@@ -172,7 +176,7 @@ def keepable(value: object) -> bool:
 
 @dataclass
 class Snapshot:
-    """Everything that a cut can be undone from, bit for bit. Costs one copy of model, buffers, gradients and moments.
+    """Everything that a cut can be undone from, bit for bit. Costs one copy of model, buffers, gradients and moments, of what this process holds of them.
 
     Kept are: which tensor stands where, all values (parameters, buffers, gradients, optimizer state and options), the
     training mode of every module, the random generators, and the state of every object in `objects`.
@@ -197,20 +201,28 @@ class Snapshot:
         objects: Mapping[str, Any] | None = None,
         random_state: RandomState | None = None,
         copies: Iterable[nn.Module] = (),
+        offload: bool = False,
     ) -> Snapshot:
-        """The state as it is now (`random_state`: as it was earlier); `copies` are those of the objects whose layers are cut along."""
+        """The state as it is now (`random_state`: as it was earlier); `copies` are those of the objects whose layers are cut along.
+
+        With `offload` all values are kept in the host's memory.
+        """
+
+        def kept(tensor: Tensor) -> Tensor:
+            return local(tensor).to("cpu", copy=True) if offload else local(tensor).clone()
+
         placement = Placement(model, optimizer, layers)
         unique = {id(tensor): tensor for tensor in _placed_tensors(placement)}
         parameters = {id(p): p for _, _, held, _ in placement.modules for p in held.values() if p is not None}
         objects = dict(objects or {})
         return cls(
             placement=placement,
-            values=[(tensor, tensor.detach().clone()) for tensor in unique.values()],
-            gradients=[(p, None if p.grad is None else p.grad.detach().clone()) for p in parameters.values()],
+            values=[(tensor, kept(tensor)) for tensor in unique.values()],
+            gradients=[(p, None if p.grad is None else kept(p.grad)) for p in parameters.values()],
             modes=[(module, module.training) for module in model.modules()],
             random=random_state or RandomState.take(),
             objects=objects,
-            object_states={name: _object_state(value) for name, value in objects.items()},
+            object_states={name: _object_state(value, offload) for name, value in objects.items()},
             copies=[Placement(copy, None, copy.modules()) for copy in copies],
         )
 
@@ -219,12 +231,14 @@ class Snapshot:
         """Put everything back."""
         self.placement.restore()
         for tensor, value in self.values:
-            tensor.copy_(value)
+            local(tensor).copy_(value)
         for parameter, gradient in self.gradients:
-            if gradient is None or parameter.grad is None:
-                parameter.grad = None if gradient is None else gradient.clone()
+            if gradient is None:
+                parameter.grad = None
+            elif parameter.grad is None:
+                parameter.grad = joined(gradient.to(parameter.device, copy=True), parameter)
             else:
-                parameter.grad.copy_(gradient)
+                local(parameter.grad).copy_(gradient)
         for module, training in self.modes:
             module.training = training
         for placement in self.copies:
@@ -235,7 +249,7 @@ class Snapshot:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the gradients, by names and positions, to be read back by :meth:`load_values`."""
-        value_of = {id(tensor): value for tensor, value in self.values}
+        value_of = {id(tensor): joined(value, tensor) for tensor, value in self.values}
 
         def stored(value: Any) -> Any:
             if isinstance(value, Tensor):
@@ -267,16 +281,27 @@ class Snapshot:
         if set(named) != set(state["model"]):
             differing = sorted(set(named) ^ set(state["model"]))
             raise HsvError(f"the stored state belongs to another model: it differs in {differing[:5]}")
-        values = {id(tensor): (tensor, deep_copy(state["model"][name]).to(tensor)) for name, tensor in named.items()}
+        values = {
+            id(tensor): (tensor, local(part_of(deep_copy(state["model"][name]), tensor)).to(local(tensor)))
+            for name, tensor in named.items()
+        }
         self.values = list(values.values())
         self.gradients = [(parameter, None) for parameter, _ in self.gradients]
         parameters = {place: held for held, place in _optimizer_places(self.placement, objects=True).items()}
-        self.placement.states = {parameters[place]: deep_copy(kept) for place, kept in state["optimizer"].items()}
+        self.placement.states = {
+            parameters[place]: parts_of_state(deep_copy(kept), parameters[place])
+            for place, kept in state["optimizer"].items()
+        }
         for group, options in zip(self.placement.groups, state["options"], strict=True):
             group.update(deep_copy(options))
         self.modes = [(module, mode) for (module, _), mode in zip(self.modes, state["modes"], strict=True)]
         self.random = RandomState.from_state_dict(state["random"])
-        self.object_states = deep_copy(dict(state["objects"]))
+        self.object_states = {
+            name: parts_of_model(kept, self.objects[name].state_dict())
+            if isinstance(self.objects[name], nn.Module)
+            else kept
+            for name, kept in deep_copy(dict(state["objects"])).items()
+        }
 
 
 def _named_tensors(placement: Placement) -> Iterator[tuple[str, Tensor]]:
@@ -304,8 +329,11 @@ def _optimizer_places(placement: Placement, *, objects: bool = False) -> dict[An
     }
 
 
-def _object_state(value: Any) -> Any:
-    return deep_copy(value.state_dict() if hasattr(value, "state_dict") else value.get_state())
+def _object_state(value: Any, offload: bool = False) -> Any:
+    state = deep_copy(value.state_dict() if hasattr(value, "state_dict") else value.get_state())
+    if offload and isinstance(value, nn.Module):  # others may want their tensors where they were
+        return {name: kept.cpu() if isinstance(kept, Tensor) else kept for name, kept in state.items()}
+    return state
 
 
 def _load_object_state(value: Any, state: Any) -> None:

@@ -1,10 +1,5 @@
 """Several processes, as torchrun starts them, on the CPU: they cut alike, fail together, and train what one process with the whole batch trains."""
 
-import os
-import socket
-import traceback
-from datetime import timedelta
-
 import pytest
 import torch
 from torch import distributed, nn
@@ -15,6 +10,7 @@ import hsv_torch
 from hsv_torch import InTrainingCompressor, Rollback, Schedule
 from hsv_torch.distributed import RankError
 from tests.hsv_torch.models import batch
+from tests.hsv_torch.processes import run
 
 STEPS = 60
 
@@ -66,40 +62,10 @@ def train(rank, size, steps=STEPS, **options):
     return model, compressor, losses
 
 
-def _worker(rank, size, port, names, results):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", rank=rank, world_size=size, timeout=timedelta(seconds=300))
-    try:
-        results.put((rank, {name: globals()[name](rank, size) for name in names}))
-    except BaseException:
-        results.put((rank, traceback.format_exc()))
-    finally:
-        distributed.destroy_process_group()
-
-
-def run(names, size):
-    """What ``name(rank, size)`` returns in each of the processes, for each of the names, one after the other in the same processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    processes = [context.Process(target=_worker, args=(rank, size, port, names, results)) for rank in range(size)]
-    for process in processes:
-        process.start()
-    found = dict(results.get() for _ in range(size))
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
-    assert all(isinstance(each, dict) for each in found.values()), "\n".join(str(each) for each in found.values())
-    return {name: [found[rank][name] for rank in range(size)] for name in names}
-
-
 @pytest.fixture(scope="module")
 def of_two():
     """Starting processes takes longest, so that two of them go through everything."""
-    return run(["same_cuts", "one_metric_for_all", "one_fails", "wrapper_keeps_its_options"], 2)
+    return run([same_cuts, one_metric_for_all, one_fails, wrapper_keeps_its_options], 2)
 
 
 def same_cuts(rank, size):
@@ -116,7 +82,7 @@ def same_cuts(rank, size):
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_they_cut_alike_and_train_what_one_process_trains(size, of_two):
     alone = same_cuts(0, 1)
-    found = (of_two if size == 2 else run(["same_cuts"], size))["same_cuts"]
+    found = (of_two if size == 2 else run([same_cuts], size))["same_cuts"]
     sizes, parameters, _, steps = alone
     assert all(n < 16 for n in sizes)
     for each in found:

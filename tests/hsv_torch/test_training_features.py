@@ -375,6 +375,22 @@ def test_drift_of_a_model_in_double_precision():
     assert second.drift.bound >= change
 
 
+def test_the_ranking_of_a_model_in_double_precision():
+    """The systems that a ranking is compared with are copies, too: nothing settles while values move by more than is allowed."""
+    model = make(dtype=torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ready = hsv_torch.RankingSettles(correlation=0.5, drift=1e-9, every=1)
+    compressor = compressor_of(model, optimizer, rule=3, ready=ready, schedule=Schedule.once(STEPS, 2))
+    while compressor.steps < STEPS:
+        optimizer.zero_grad()
+        loss_of(model, batch(compressor.steps, dtype=torch.float64)).backward()
+        optimizer.step()
+        compressor.step()
+    assert model.n_states == (8, 8)
+    assert [event.put_off for event in compressor.history.events] == [True, True]
+    assert "may have moved" in compressor.history.events[-1].reason
+
+
 class TestListsOfParameters:
     """Lists that were made before a cut, as for clipping: `event.replaced` has the old and the new parameters."""
 
