@@ -1,5 +1,6 @@
 """Mamba models train and are cut in training from end to end."""
 
+import shutil
 import sys
 
 import pytest
@@ -60,6 +61,35 @@ def test_a_run_that_is_cut_and_interrupted_equals_an_uninterrupted_one_bit_for_b
     assert found(parts) == found(whole)
     best = load_best_model(tmp_path / "parts" / config.run_id)
     assert best.n_states == (3,)
+    assert evaluate(best, data(config).test, 0).accuracy == whole.test_accuracy
+
+
+@pytest.mark.parametrize(
+    ("values", "states"),
+    [
+        ({"arm": "pragmatic", "attempts": 2}, (6,)),  # a tenth of 8 states, twice: 7.2 and 6.48
+        ({"arm": "post_training"}, (3,)),
+        ({"arm": "post_training", "method": "channel_basis"}, (3,)),
+        ({"arm": "distilled", "n_states": 3, "order": None}, (3,)),
+    ],
+    ids=["pragmatic", "post-training", "post-training with transforms", "distilled"],
+)
+def test_the_other_arms_go_on_bit_for_bit_too(tmp_path, monkeypatch, values, states):
+    monkeypatch.setattr(Training, "_validation_accuracy", lambda training: 1.0)  # what is cut stays cut
+    full = small_config(arm="full")
+    start = train(full, tmp_path / "whole", dataset=data(full))
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    if values["arm"] != "pragmatic":
+        values = {**values, "starts_from": start.run_id}
+    config = small_config(**values)
+    whole = train(config, tmp_path / "whole", dataset=data(config))
+    assert whole.states_after == states
+    with pytest.raises(RunInterruptedError):
+        train(config, tmp_path / "parts", dataset=data(config), should_stop=stop_after(18))
+    torch.manual_seed(99)  # whatever happens between the two sessions
+    parts = train(config, tmp_path / "parts", dataset=data(config))
+    assert found(parts) == found(whole)
+    best = load_best_model(tmp_path / "parts" / config.run_id)
     assert evaluate(best, data(config).test, 0).accuracy == whole.test_accuracy
 
 
