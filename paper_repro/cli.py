@@ -8,14 +8,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.padding import Padding
 
 from paper_repro import provenance
 from paper_repro.comparison import best_of_words, group_runs, make_table
-from paper_repro.configuration import Arm, make_config, parse_overrides, preset_names, read_preset
+from paper_repro.configuration import ARMS, Arm, make_config, parse_overrides, preset_names, read_preset
 from paper_repro.errors import ConfigurationError, ReproError
 from paper_repro.finished_runs import BEST_FILE
 from paper_repro.progress import RunProgress
@@ -33,7 +34,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Train state space models that shrink while they train, and compare them.",
+    help="Train state space models that shrink while they train, and compare them.\n\n"
+    "Single studies have commands of their own: study, moments, ranking, regularisation.",
     epilog="Example: [bold]python -m paper_repro run digits --seed 0 --set tau=0.2[/bold]",
 )
 
@@ -43,21 +45,23 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value; may be repeated.")
 ]
 Out = Annotated[Path, typer.Option(help="Folder of results and checkpoints.")]
-DataDir = Annotated[Path | None, typer.Option(help="Folder of the data files.", show_default=False)]
-Workers = Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: the cores.", show_default=False)]
-Minutes = Annotated[
-    float | None, typer.Option(min=0, help="Stop then; repeat to go on (status 3).", show_default=False)
+DataDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the data files.", show_default=False)]
+Workers = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Runs at a time; default: the cores.", show_default=False)
 ]
-Quick = Annotated[bool, typer.Option("--quick", help="Variant of a table: whether it runs.")]
+Minutes = Annotated[
+    float | None, typer.Option(metavar="N", min=0, help="Stop then; repeat to go on (status 3).", show_default=False)
+]
+Quick = Annotated[bool, typer.Option("--quick", help="Of a table: to see that it runs.")]
 Cpu = Annotated[bool, typer.Option("--cpu", help="What a CPU does in an hour.")]
 Gpu = Annotated[bool, typer.Option("--gpu", help="What a GPU does in hours.")]
 Paper = Annotated[bool, typer.Option("--paper", help="As in the paper.")]
-SharedRate = Annotated[bool, typer.Option("--shared-rate", help="One learning rate for all, the preset's.")]
-Rows = Annotated[str | None, typer.Option(help="Only these rows, commas between.", show_default=False)]
-Tasks = Annotated[str | None, typer.Option(help="Only these tasks, commas between.", show_default=False)]
+SharedRate = Annotated[bool, typer.Option("--shared-rate", help="The preset's learning rate for all.")]
+Rows = Annotated[str | None, typer.Option(metavar="A,B", help="Only these rows of the table.", show_default=False)]
+Tasks = Annotated[str | None, typer.Option(metavar="A,B", help="Only these tasks.", show_default=False)]
 
 
-@app.command()
+@app.command(epilog="Example: [bold]python -m paper_repro demo --seeds 1[/bold]")
 def demo(
     out: Out = Path("runs/demo"),
     seeds: Annotated[int, typer.Option(min=1, help="Seeds an arm: 0, 1, ...")] = 3,
@@ -65,7 +69,7 @@ def demo(
     workers: Workers = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on from what is in the folder.")] = False,
 ) -> None:
-    """Digits in minutes: full, cut, from scratch; table and report."""
+    """Digits in minutes: full, cut, from scratch; and a report."""
     from paper_repro.demo import run_demo
 
     run_demo(
@@ -84,13 +88,18 @@ def run(
         str | None,
         typer.Argument(help="A preset, a .toml file, a table, or smoke: all, a few steps.", show_default=False),
     ] = None,
-    arm: Annotated[Arm, typer.Option(help="What to train.", rich_help_panel="One run of a preset")] = "in_training",
+    arm: Annotated[
+        Arm, typer.Option(metavar="ARM", help=f"One of {', '.join(ARMS)}.", rich_help_panel="One run of a preset")
+    ] = "in_training",
     seed: Annotated[
-        int, typer.Option(help="Of weights, dropout and order of the data.", rich_help_panel="One run of a preset")
+        int,
+        typer.Option(metavar="N", help="Of weights, dropout, order of data.", rich_help_panel="One run of a preset"),
     ] = 0,
     layer: Annotated[
         str | None,
-        typer.Option(help="lru, s5, s4d or mamba.", show_default=False, rich_help_panel="One run of a preset"),
+        typer.Option(
+            metavar="NAME", help="lru, s5, s4d or mamba.", show_default=False, rich_help_panel="One run of a preset"
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -111,17 +120,20 @@ def run(
     paper: Paper = False,
     rows: Rows = None,
     tasks: Tasks = None,
-    seeds: Annotated[str | None, typer.Option(help="Only these seeds, commas between.", show_default=False)] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="0,1", help="Only these seeds.", show_default=False)] = None,
     shared_rate: SharedRate = False,
     workers: Workers = None,
     launcher: Annotated[
-        str | None, typer.Option(help="slurm: a job for each run; local, debug: to try it.", show_default=False)
+        str | None,
+        typer.Option(metavar="NAME", help="slurm: a job a run; local, debug: to try it.", show_default=False),
     ] = None,
     launcher_options: Annotated[
-        list[str] | None, typer.Option("--launch", metavar="KEY=VALUE", help="Of submitit's executor.")
+        list[str] | None, typer.Option("--launch", metavar="KEY=VALUE", help="For submitit's executor.")
     ] = None,
     minutes: Minutes = None,
-    out: Annotated[Path | None, typer.Option(help="Folder; default: runs, runs/tables.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Default: runs, or runs/tables.", show_default=False)
+    ] = None,
     data_dir: DataDir = None,
     list_: Annotated[bool, typer.Option("--list", help="Show tables and presets.")] = False,
 ) -> None:
@@ -315,7 +327,68 @@ def collect(
     Console().print(f"{count} of {planned} runs are in {path}", highlight=False)
 
 
-@app.command(epilog="[bold]python -m paper_repro study-table FILE[/bold] shows what was measured.")
+@app.command(epilog="Example: [bold]python -m paper_repro figures --into docs/images/reproduction[/bold]")
+def figures(
+    into: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("runs/figures"),
+    style: Annotated[Literal["svg", "png"], typer.Option("--format")] = "svg",
+) -> None:
+    """Draw the results that the repository keeps."""
+    from paper_repro.tables.pictures import draw_all
+
+    paths = draw_all(into, style)
+    Console().print("\n".join(map(str, paths)) or "There are no results to draw; see `collect`.", highlight=False)
+
+
+@app.command(epilog="Example: [bold]python -m paper_repro page --into docs/reproduction.md[/bold]")
+def page(
+    into: Annotated[Path, typer.Option(help="Page that has the marks.")] = Path("docs/reproduction.md"),
+) -> None:
+    """Put the results into the page of the reproduction."""
+    from paper_repro.tables.page import fill_page
+
+    Console().print(f"{fill_page(into)} parts of {into} are renewed", highlight=False)
+
+
+@app.command(epilog="Example: [bold]python -m paper_repro tasks[/bold]")
+def tasks() -> None:
+    """What the tasks are, and where their data come from."""
+    from paper_repro.tasks import describe_tasks
+
+    console = Console()
+    for task in describe_tasks():
+        console.print(f"[bold]{task.name}[/bold]  {task.summary}", highlight=False)
+        train, validation, test = (f"{count:,}" for count in task.sizes)
+        options = ", ".join(f"{name} = {value}" for name, value in task.options.items())
+        sizes = f"{train} sequences to train on, {validation} to validate, {test} to test; at most {task.longest:,} steps long."
+        lines = [f"Data: {task.where}. {sizes}", f"Options: {options or 'none'}", f"Source: {task.reference}"]
+        console.print(Padding("\n".join(lines), (0, 0, 0, 4)), highlight=False)
+
+
+@app.command(
+    "ranking", hidden=True, epilog="Example: [bold]python -m paper_repro ranking --preset digits --seeds 5[/bold]"
+)
+def ranking_command(
+    preset: Annotated[str, typer.Option(help="A preset, or a .toml file.")] = "digits",
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds: 0, 1, ...")] = 5,
+    overrides: Overrides = None,
+    results: Annotated[
+        Path | None, typer.Option(help="File; default: ranking.json in paper_repro/results.", show_default=False)
+    ] = None,
+) -> None:
+    """How early the ranking of the states settles."""
+    import torch
+
+    from paper_repro.ranking import measure_rankings, write_rankings
+    from paper_repro.tables.collected import RESULTS
+
+    torch.set_num_threads(1)
+    path = results or RESULTS / "ranking.json"
+    moments_ = list(measure_rankings(preset, range(seeds), parse_overrides(overrides or [])))
+    write_rankings(moments_, shlex.join(["python", "-m", "paper_repro", *sys.argv[1:]]), path)
+    Console().print(f"{len(moments_)} moments are in {path}", highlight=False)
+
+
+@app.command(hidden=True, epilog="[bold]python -m paper_repro study-table FILE[/bold] shows what was measured.")
 def study(
     results: Annotated[Path, typer.Option(help="File that gets a line for each measurement.")] = Path(
         "runs/study/measurements.jsonl"
@@ -377,7 +450,7 @@ def study_table(
         put_tables(tables, into)
 
 
-@app.command()
+@app.command(hidden=True, epilog="Example: [bold]python -m paper_repro moments --quick[/bold]")
 def moments(
     results: Annotated[Path, typer.Option(help="File of the measurements.")] = Path("runs/moments.json"),
     into: Annotated[
@@ -397,6 +470,33 @@ def moments(
         origin = {"commit": provenance.commit(), **provenance.versions()}
         write_results(list(measure(QUICK if quick else Plan())), origin, results)
     table = moments_table(read_results(results))
+    if into is None:
+        Console().print(table, markup=False, highlight=False, soft_wrap=True)
+    else:
+        put_tables(f"{table}\n", into, MARKS)
+
+
+@app.command(hidden=True, epilog="Example: [bold]python -m paper_repro regularisation --quick[/bold]")
+def regularisation(
+    results: Annotated[Path, typer.Option(help="File of the measurements.")] = Path("runs/regularisation.json"),
+    into: Annotated[
+        Path | None, typer.Option(help="Page that gets the table, between its two marks.", show_default=False)
+    ] = None,
+    stored: Annotated[bool, typer.Option("--stored", help="Measure nothing: the table of what the file has.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A few steps: whether everything runs.")] = False,
+) -> None:
+    """What a step costs with a penalty, and after a cut."""
+    import torch
+
+    from paper_repro.regularisation_time import MARKS, QUICK, Plan, measure, read_results, times_table, write_results
+    from paper_repro.study.tables import put_tables
+
+    if not stored:
+        torch.set_num_threads(1)
+        device = provenance.device_name(torch.device("cpu"))
+        origin = {"commit": provenance.commit(), **provenance.versions(), "device": device, "threads": 1}
+        write_results(list(measure(QUICK if quick else Plan())), origin, results)
+    table = times_table(read_results(results))
     if into is None:
         Console().print(table, markup=False, highlight=False, soft_wrap=True)
     else:

@@ -8,14 +8,14 @@ from rich.console import Console
 
 from paper_repro.errors import ResultError
 from paper_repro.results import read_results
-from paper_repro.tables.collected import collected_path, collected_variants, read_collected
+from paper_repro.tables.collected import RESULTS, collected_path, collected_variants, read_collected
 from paper_repro.tables.graph import Extent
 from paper_repro.tables.grid import Format, Grid
 from paper_repro.tables.plan import TablePlan, Variant
 from paper_repro.tables.summary import TableFigures, make_grid, table_figures
 
 
-def kept_figures(plan: TablePlan, variant: Variant) -> TableFigures:
+def kept_figures(plan: TablePlan, variant: Variant, directory: Path = RESULTS) -> TableFigures:
     """Return the figures of the results that the repository keeps.
 
     Raises
@@ -23,7 +23,7 @@ def kept_figures(plan: TablePlan, variant: Variant) -> TableFigures:
     ResultError
         If there are none of this variant.
     """
-    head, results = read_collected(collected_path(plan, variant))
+    head, results = read_collected(collected_path(plan, variant, directory))
     return table_figures(plan, Extent(variant, shared_rate=head.shared_rate), results)
 
 

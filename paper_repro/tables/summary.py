@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -111,12 +112,12 @@ def difference(first: RowFigures | None, second: RowFigures | None) -> PairedDif
 
 
 def speed_up(row: RowFigures | None, full: RowFigures | None) -> float | None:
-    """Return how many times as fast as the full model the row was trained, over the seeds of both; None unless on one and the same machine."""
+    """Return how many times as fast as the full model the row was trained, the median over the seeds of both; None unless on one and the same machine."""
     if row is None or full is None or row.device is None or row.device != full.device:
         return None
     own, theirs = row.seconds(), full.seconds()
     seeds = own.keys() & theirs.keys()
-    return sum(theirs[seed] for seed in seeds) / sum(own[seed] for seed in seeds) if seeds else None
+    return statistics.median(theirs[seed] / own[seed] for seed in seeds) if seeds else None
 
 
 def accuracy_words(summary: Summary | None) -> str:
@@ -176,7 +177,7 @@ def make_grid(figures: TableFigures) -> Grid:
     notes = [
         plan.about.strip(),
         f"{done} of {planned} runs. Accuracy on the test set: mean of all seeds ± half of its 95 % interval by Student's t; beside it the mean of the best {BEST}, which is the paper's habit. "
-        "Differences in points are paired by seed, ± half of their 95 % interval (number of pairs). Speed: training time of the full model over that of the row, which has that of its teacher or start in it.",
+        "Differences in points are paired by seed, ± half of their 95 % interval (number of pairs). Speed: training time of the full model over that of the row, median of the seeds; a row has the time of its teacher or start in it.",
         *_rate_notes(figures),
         *([f"The paper's figures: {plan.source}."] if papers else []),
     ]  # fmt: skip
