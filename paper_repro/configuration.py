@@ -24,7 +24,18 @@ ARMS: tuple[Arm, ...] = get_args(Arm)
 ARMS_WITH_A_START: tuple[Arm, ...] = ("post_training", "distilled")
 ARMS_WITH_A_RULE: tuple[Arm, ...] = ("in_training", "post_training", "regularised")
 Reading = Literal[
-    "complex", "real", "last", "aire", "h2", "hinf", "hankel", "magnitude", "random_modes", "smallest", "random"
+    "complex",
+    "real",
+    "h2_optimal",
+    "last",
+    "aire",
+    "h2",
+    "hinf",
+    "hankel",
+    "magnitude",
+    "random_modes",
+    "smallest",
+    "random",
 ]
 
 # These say where a run reads, how often it saves and why it has its size, but change nothing that it computes.
