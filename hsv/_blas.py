@@ -130,6 +130,49 @@ def eigenvalues(x: np.ndarray) -> np.ndarray:
     return values.reshape(x.shape[:-1])
 
 
+def qr(x: Array) -> tuple[Array, Array]:
+    """Return ``Q`` with orthonormal columns and triangular ``R`` of matrices ``(..., n, k)``: ``min(n, k)`` columns and rows."""
+    if type(x) is not np.ndarray or max(x.shape[-2:]) <= _INSTANT:
+        Q, R = namespace(x).linalg.qr(x, mode="reduced")
+        return Q, R
+    return _each(x, lambda matrix: scipy.linalg.qr(matrix, mode="economic", check_finite=False))
+
+
+def triangle(x: Array) -> Array:
+    """Return ``R`` of :func:`qr` alone."""
+    if type(x) is not np.ndarray or max(x.shape[-2:]) <= _INSTANT:
+        return namespace(x).linalg.qr(x, mode="reduced")[1]
+    rows = min(x.shape[-2:])
+    return _each(x, lambda matrix: (scipy.linalg.qr(matrix, mode="r", check_finite=False)[0][:rows],))[0]
+
+
+def eigh(x: Array) -> tuple[Array, Array]:
+    """Return the eigenvalues, ascending, and the eigenvectors of Hermitian matrices."""
+    if type(x) is not np.ndarray or x.shape[-1] <= _INSTANT:
+        values, vectors = namespace(x).linalg.eigh(x)
+        return values, vectors
+    return _each(x, lambda matrix: scipy.linalg.eigh(matrix, check_finite=False))
+
+
+def row_space(x: Array) -> tuple[Array, Array]:
+    """Return the singular values of wide matrices ``(..., k, n)`` and all right singular vectors, ``(..., n, n)``, as the rows of ``V^H``."""
+    if type(x) is not np.ndarray or x.shape[-1] <= _INSTANT:
+        _, values, rows = namespace(x).linalg.svd(x, full_matrices=True)
+        return values, rows
+    return _each(x, lambda matrix: scipy.linalg.svd(matrix, check_finite=False)[1:])
+
+
+def _each(x: np.ndarray, function: Callable[[np.ndarray], tuple[np.ndarray, ...]]) -> Any:
+    """Call a function of SciPy on every matrix of a batch."""
+    if x.ndim == 2:
+        return tuple(function(x))
+    batch = x.shape[:-2]
+    if not math.prod(batch):  # shapes and kinds of what is empty
+        return tuple(np.zeros((*batch, *part.shape), part.dtype) for part in function(np.zeros(x.shape[-2:], x.dtype)))
+    results = [function(matrix) for matrix in x.reshape(-1, *x.shape[-2:])]
+    return tuple(np.stack(parts).reshape(*batch, *parts[0].shape) for parts in zip(*results, strict=True))
+
+
 _INSTANT = 20  # up to here no routine of a BLAS asks for a second thread, and NumPy takes a batch in one call
 _EPS = float(np.finfo(np.float64).eps)
 _BLOCK = 32  # columns that LAPACK takes at a time, if the workspace is that long

@@ -17,7 +17,7 @@ from hsv._array import (
     to_host,
     zeros,
 )
-from hsv._blas import inverse, product
+from hsv._blas import eigh, inverse, product, row_space
 from hsv._errors import DtypeError, HsvError, IllConditionedError, ShapeError
 from hsv._gramian_pair import (
     GramianPair,
@@ -31,7 +31,7 @@ from hsv._gramian_pair import (
 )
 from hsv._gramians import dual, factor
 from hsv._hankel import Factors
-from hsv._lyapunov import check_stable, solve_continuous_lyapunov, solve_discrete_lyapunov, solve_lyapunov_factored
+from hsv._lyapunov import solve_continuous_lyapunov, solve_discrete_lyapunov, solve_lyapunov_factored
 from hsv._norms import hinf_norm
 from hsv._order import Rule, as_rule
 from hsv._reduction import Reduction, Rounding
@@ -97,8 +97,8 @@ def frequency_weighted_gramians(
     """
     full, V, W, mixes = _checked(sys, input_weight, output_weight, input_mix, output_mix)
     mirror = _dual(full)
-    control = factor(full) if W is None else _weighted(full, W, mixes[0]).factor
-    observe = factor(mirror) if V is None else _weighted(mirror, _dual(V), mixes[1]).factor
+    control = factor(full) if W is None else _joint(full, W).gramian_factor(mixes[0])
+    observe = factor(mirror) if V is None else _joint(mirror, _dual(V)).gramian_factor(mixes[1])
     P, Q = (round_to(product(L, conjugate_transpose(L)), sys.B) for L in (control, observe))
     return P, Q
 
@@ -217,14 +217,26 @@ def frequency_weighted_singular_perturbation(
     return reduce_by_pair(sys, as_rule(rule), pair, steady_state=True, without_bound=_WITHOUT_BOUND)
 
 
-class _Weighted(NamedTuple):
-    """A factor (..., n, n) of the weighted controllability Gramian, ``Y = F J F^H`` of its Lyapunov equation, and what it was taken from."""
+class _Joint(NamedTuple):
+    """Rows of a factor of the joint controllability Gramian of a system and its input weight: ``(..., n, n + n_w)`` and ``(..., n_w, n + n_w)``."""
 
-    factor: Array
-    F: Array
-    J: Array
-    full: Array  # (..., n, n + n_w)
-    noise: Array | None = None  # (...): rounding errors of Y, where it is a difference
+    of_system: Array
+    of_weight: Array
+
+    def gramian_factor(self, mix: float) -> Array:
+        """A factor (..., n, n) of ``P11 - mix^2 P12 P22^-1 P12^H``: what is subtracted lies in the row space of the weight's part.
+
+        States of the weight that nothing reaches have no part in it.
+        """
+        if mix == 0:
+            return square_factor(self.of_system)
+        xp = namespace(self.of_system)
+        *batch, n, width = self.of_system.shape
+        values, Vh = row_space(self.of_weight)
+        inside = values > width * _EPS * values[..., :1]
+        share = xp.where(inside, float(np.sqrt(1 - mix * mix)) * xp.ones_like(values), xp.ones_like(values))
+        share = xp.concat([share, xp.ones((*batch, n), dtype=share.dtype, device=device(share))], axis=-1)
+        return square_factor(product(self.of_system, conjugate_transpose(Vh)) * share[..., None, :])
 
 
 def _pair(
@@ -238,25 +250,25 @@ def _pair(
     check_stability_name(stability)
     full, V, W, mixes = _checked(sys, input_weight, output_weight, input_mix, output_mix)
     mirror = _dual(full)
-    left = None if V is None else _weighted(mirror, _dual(V), mixes[1])
-    right = None if W is None else _weighted(full, W, mixes[0])
+    left = None if V is None else _joint(mirror, _dual(V))
+    right = None if W is None else _joint(full, W)
     if stability is None:
-        control = factor(full) if right is None else right.factor
-        observe = factor(mirror) if left is None else left.factor
+        control = factor(full) if right is None else right.gramian_factor(mixes[0])
+        observe = factor(mirror) if left is None else left.gramian_factor(mixes[1])
         sizes = [
-            np.linalg.norm(to_host(L if half is None else half.full), axis=(-2, -1))
-            for L, half in ((control, right), (observe, left))
+            np.linalg.norm(to_host(L if joint is None else joint.of_system), axis=(-2, -1))
+            for L, joint in ((control, right), (observe, left))
         ]
         noise = full.n_states * _EPS * sizes[0] * sizes[1]
-        always = (V is None or mixes[1] == 1) and (W is None or mixes[0] == 1)
-        return GramianPair(Factors(control, observe), Rounding(noise, noise), None, stable=always)
+        stable = V is None or W is None or mixes == (1, 1)
+        return GramianPair(Factors(control, observe), Rounding(noise, noise), None, stable)
     gain = np.ones(full.batch_shape)
     B, C = full.B, full.C
     if right is not None and W is not None:
-        source = positive_source(right.F, right.J, full.B, stability, right.noise)
+        source = _source(full, W, right, mixes[0], stability)
         B, gain = source.B, gain * _gain(source, W)
     if left is not None and V is not None:
-        source = positive_source(left.F, left.J, mirror.B, stability, left.noise)
+        source = _source(mirror, _dual(V), left, mixes[1], stability)
         C, gain = conjugate_transpose(source.B), gain * _gain(source, _dual(V))
     return pair_of_sources(full, B, C, gain)
 
@@ -268,26 +280,25 @@ def _gain(source: Source, weight: StateSpace) -> np.ndarray:
     return np.asarray(np.where(source.exists, (1 + 1e-8) * norm, np.inf))  # the norm is found to 1e-9
 
 
-def _weighted(sys: StateSpace, weight: StateSpace, mix: float) -> _Weighted:
+def _joint(sys: StateSpace, weight: StateSpace) -> _Joint:
     xp = namespace(sys.A)
-    A, B, Aw, Bw, Cw, Dw = sys.A, sys.B, weight.A, weight.B, weight.C, weight.D
-    batch = np.broadcast_shapes(sys.batch_shape, weight.batch_shape)
-    n, k = sys.n_states, weight.n_states
-    A, B, Aw, Bw, Cw, Dw = (xp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (A, B, Aw, Bw, Cw, Dw))
-    joint = xp.concat(
+    A, B, Aw, Bw, Cw, Dw = _broadcast(sys, weight)
+    *batch, n, k = *A.shape[:-1], Aw.shape[-1]
+    A = xp.concat(
         [xp.concat([Aw, zeros((*batch, k, n), A)], axis=-1), xp.concat([product(B, Cw), A], axis=-1)], axis=-2
     )
-    source = xp.concat([Bw, product(B, Dw)], axis=-2)
-    L = solve_lyapunov_factored(joint, source, discrete=sys.is_discrete)
-    Lw, Lx = L[..., :k, :], L[..., k:, :]
-    _, values, Vh = xp.linalg.svd(Lw)
-    # In the row space of the weight's factor is what P12 P22^-1 P12^H takes; outside it is the Schur complement. States of the weight that nothing reaches have no part in it.
-    inside = values > (n + k) * _EPS * values[..., :1]
-    share = xp.where(inside, float(np.sqrt(1 - mix * mix)) * xp.ones_like(values), xp.ones_like(values))
-    share = xp.concat([share, xp.ones((*batch, n), dtype=share.dtype, device=device(share))], axis=-1)
-    found = square_factor(product(Lx, conjugate_transpose(Vh)) * share[..., None, :])
-    if mix:  # no inverse of P22: the right-hand side from the Gramian
-        P = product(found, conjugate_transpose(found))
+    L = solve_lyapunov_factored(A, xp.concat([Bw, product(B, Dw)], axis=-2), discrete=sys.is_discrete)
+    return _Joint(L[..., k:, :], L[..., :k, :])
+
+
+def _source(sys: StateSpace, weight: StateSpace, joint: _Joint, mix: float, stability: str) -> Source:
+    """The right-hand side of the Lyapunov equation of the weighted Gramian, made positive."""
+    xp = namespace(sys.A)
+    A, B, _, _, Cw, Dw = _broadcast(sys, weight)
+    Lx, Lw = joint
+    if mix:  # no inverse of P22: from the Gramian, with its rounding errors
+        L = joint.gramian_factor(mix)
+        P = product(L, conjugate_transpose(L))
         AP = product(A, P)
         size = xp.linalg.matrix_norm(A) * xp.linalg.matrix_norm(P)
         if sys.is_discrete:
@@ -295,16 +306,24 @@ def _weighted(sys: StateSpace, weight: StateSpace, mix: float) -> _Weighted:
             size = size * xp.linalg.matrix_norm(A) + xp.linalg.matrix_norm(P)
         else:
             Y = -AP - conjugate_transpose(AP)
-        return _Weighted(found, xp.broadcast_to(eye(n, A), (*batch, n, n)), Y, Lx, n * _EPS * size)
+        return positive_source(None, Y, B, stability, sys.n_states * _EPS * size)
     LC = product(conjugate_transpose(Lw), conjugate_transpose(Cw))
     X = product(Lx, LC)  # P12 Cw^H
     inner = product(Dw, conjugate_transpose(Dw))
     if sys.is_discrete:
         X = product(A, X)
         inner = inner + product(conjugate_transpose(LC), LC)
-    one = xp.broadcast_to(eye(sys.n_inputs, A), (*batch, sys.n_inputs, sys.n_inputs))
+    one = xp.broadcast_to(eye(sys.n_inputs, A), inner.shape)
     J = xp.concat([xp.concat([inner, one], axis=-1), xp.concat([one, xp.zeros_like(one)], axis=-1)], axis=-2)
-    return _Weighted(found, xp.concat([B, X], axis=-1), J, Lx)
+    return positive_source(xp.concat([B, X], axis=-1), J, B, stability)
+
+
+def _broadcast(sys: StateSpace, weight: StateSpace) -> list[Array]:
+    """``A, B`` of the system and ``A, B, C, D`` of the weight with the batch axes of both."""
+    xp = namespace(sys.A)
+    batch = np.broadcast_shapes(sys.batch_shape, weight.batch_shape)
+    matrices = (sys.A, sys.B, weight.A, weight.B, weight.C, weight.D)
+    return [xp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in matrices]
 
 
 def _checked(
@@ -331,7 +350,6 @@ def _checked(
         raise ShapeError(
             f"output_weight must have as many inputs as sys has outputs, {full.n_outputs}, got {V.n_inputs}"
         )
-    check_stable(to_host(full.poles()), discrete=full.is_discrete)  # of sys, before the weights join in
     V = None if V is None else _stable(V, "output_weight")
     W = None if W is None else _dual(_stable(_dual(W), "input_weight"))
     return full, V, W, (float(input_mix), float(output_mix))
@@ -396,7 +414,7 @@ def _stable(V: StateSpace, name: str) -> StateSpace:
     if V.is_discrete:
         R = eye(V.n_outputs, V.A) + product(CX, conjugate_transpose(C2))
         gain = -product(product(A2, conjugate_transpose(CX)), inverse(R))
-        values, vectors = xp.linalg.eigh(R)
+        values, vectors = eigh(R)
         shape = product(vectors / xp.sqrt(values)[..., None, :], conjugate_transpose(vectors))
     else:
         gain, shape = -conjugate_transpose(CX), eye(V.n_outputs, V.A)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hsv._array import Array, conjugate_transpose, from_host, namespace, real, round_to, to_host, widen, zeros
-from hsv._blas import product
+from hsv._blas import eigh, product, qr, triangle
 from hsv._errors import HsvError, OrderError, OrderWarning
 from hsv._hankel import Factors, from_real_coordinates, singular_value_decomposition
 from hsv._lyapunov import solve_lyapunov_factored_pair
@@ -67,23 +67,26 @@ def dense_in_double(sys: LinearSystem) -> StateSpace:
     return in_double_precision(sys).to_dense()
 
 
-def positive_source(F: Array, J: Array, B: Array, stability: str, error: Array | None = None) -> Source:
-    r"""Make :math:`Y = F J F^H` positive: its eigenvalues' absolute values, or the positive ones alone.
+def positive_source(F: Array | None, J: Array, B: Array, stability: str, error: Array | None = None) -> Source:
+    r"""Make :math:`Y = F J F^H` (without ``F``: ``J``) positive: its eigenvalues' absolute values, or the positive ones alone.
 
     In the coordinates of a QR factorisation of ``F`` (..., n, k), so that a right-hand side of low rank keeps it, and columns of `B` that are columns of `F` stay in its range. Eigenvalues below
     rounding, or below `error` (...), count as zero.
     """
-    xp = namespace(F)
-    Q, R = xp.linalg.qr(F, mode="reduced")
-    inner = product(product(R, J), conjugate_transpose(R))
-    values, vectors = xp.linalg.eigh(0.5 * (inner + conjugate_transpose(inner)))
+    xp = namespace(J)
+    if F is None:
+        inner = J
+    else:
+        Q, R = qr(F)
+        inner = product(product(R, J), conjugate_transpose(R))
+    values, vectors = eigh(0.5 * (inner + conjugate_transpose(inner)))
     size = xp.abs(values)
-    noise = F.shape[-2] * _EPS * xp.max(size, axis=-1, keepdims=True)
+    noise = B.shape[-2] * _EPS * xp.max(size, axis=-1, keepdims=True)
     if error is not None:
         noise = xp.maximum(noise, error[..., None])
     kept = (values if stability == "positive-part" else size) > noise
     root = xp.sqrt(xp.where(kept, size, xp.zeros_like(size)))
-    basis = product(Q, vectors)
+    basis = vectors if F is None else product(Q, vectors)
     inverse = xp.where(kept, 1.0 / xp.where(kept, root, xp.ones_like(root)), xp.zeros_like(root))
     source = basis * root[..., None, :]
     K = inverse[..., :, None] * product(conjugate_transpose(basis), B)
@@ -108,7 +111,7 @@ def square_factor(L: Array) -> Array:
     n, k = L.shape[-2:]
     if k < n:
         return xp.concat([L, zeros((*L.shape[:-1], n - k), L)], axis=-1)
-    return L if k == n else conjugate_transpose(xp.linalg.qr(conjugate_transpose(L), mode="reduced")[1])
+    return L if k == n else conjugate_transpose(triangle(conjugate_transpose(L)))
 
 
 def factor_of_gramian(P: Array) -> Array:
@@ -116,7 +119,7 @@ def factor_of_gramian(P: Array) -> Array:
     xp = namespace(P)
     diagonal = real(xp.linalg.diagonal(P))
     scale = xp.sqrt(xp.where(diagonal > 0, diagonal, xp.ones_like(diagonal)))
-    values, vectors = xp.linalg.eigh(P / (scale[..., :, None] * scale[..., None, :]))
+    values, vectors = eigh(P / (scale[..., :, None] * scale[..., None, :]))
     root = xp.sqrt(xp.where(values > 0, values, xp.zeros_like(values)))
     return scale[..., :, None] * vectors * root[..., None, :]
 

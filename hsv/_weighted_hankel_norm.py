@@ -92,7 +92,7 @@ def frequency_weighted_hankel_norm_approximation(
             "ErrorBound asks for a bound, which weighted Hankel-norm approximation does not have; use hsv.frequency_weighted_truncation"
         )
     full = dense_in_double(sys)
-    check_stable(to_host(full.poles()), discrete=full.is_discrete)
+    check_stable(_blas.eigenvalues(to_host(full.A)), discrete=full.is_discrete)
     pairs = [
         None if weight is None else _unstable_pair(name, full, weight, size)
         for name, weight, size in (

@@ -103,3 +103,30 @@ def test_overflow_is_an_error_that_names_its_cause(n, bad):
     for decompose in (_blas.svd, _blas.singular_values):
         with pytest.raises(HsvError, match="scale B and C down"):
             decompose(x)
+
+
+@pytest.mark.parametrize("complex_", [True, False])
+@pytest.mark.parametrize("batch", [(), (2,), (2, 2), (0,)])
+@pytest.mark.parametrize(("n", "k"), [(4, 7), (60, 30), (30, 60), (40, 40)])
+def test_factorisations_of_a_batch(n, k, batch, complex_, rng):
+    x = rng.normal(size=(*batch, n, k)) + (1j * rng.normal(size=(*batch, n, k)) if complex_ else 0)
+    Q, R = _blas.qr(x)
+    size = min(n, k)
+    assert (Q.shape, R.shape) == ((*batch, n, size), (*batch, size, k))
+    np.testing.assert_allclose(Q @ R, x, atol=1e-12)
+    np.testing.assert_allclose(
+        Q.conj().swapaxes(-1, -2) @ Q, np.broadcast_to(np.eye(size), (*batch, size, size)), atol=1e-12
+    )
+    np.testing.assert_allclose(_blas.triangle(x), R, atol=1e-12)
+    values, vectors = _blas.eigh(x @ x.conj().swapaxes(-1, -2))
+    np.testing.assert_allclose(
+        (vectors * values[..., None, :]) @ vectors.conj().swapaxes(-1, -2), x @ x.conj().swapaxes(-1, -2), atol=1e-11
+    )
+    if n <= k:
+        singular, rows = _blas.row_space(x)
+        assert rows.shape == (*batch, k, k)
+        np.testing.assert_allclose(
+            rows @ rows.conj().swapaxes(-1, -2), np.broadcast_to(np.eye(k), rows.shape), atol=1e-12
+        )
+        np.testing.assert_allclose(singular**2, values[..., ::-1], atol=1e-10)
+        np.testing.assert_allclose((x @ rows.conj().swapaxes(-1, -2))[..., n:], 0, atol=1e-12)
