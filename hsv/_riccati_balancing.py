@@ -149,9 +149,7 @@ def truncate(
     assert factors.sensitivity is not None
     size = np.linalg.norm(factors.controllability, axis=(-2, -1)) * np.linalg.norm(factors.observability, axis=(-2, -1))
     rounding = Rounding(_EPS * size, (sys.n_states + factors.sensitivity) * _EPS * size)
-    orders, notes = _orders(as_rule(rule), values, bounds, rounding)
-    if least is not None:
-        _check_least(orders, least(values))
+    orders, notes = _orders(as_rule(rule), values, bounds, rounding, least)
     ranks = numerical_rank(values, rounding)
     balanced = ranks if exact_at_minus_one else orders
     r = max(int(balanced.max(initial=1)), 1)
@@ -199,7 +197,13 @@ class _Chosen(Rule):
         return self.orders
 
 
-def _orders(rule: Rule, values: np.ndarray, bounds: Bounds, rounding: Rounding) -> tuple[np.ndarray, tuple[str, ...]]:
+def _orders(
+    rule: Rule,
+    values: np.ndarray,
+    bounds: Bounds,
+    rounding: Rounding,
+    least: Callable[[np.ndarray], np.ndarray] | None,
+) -> tuple[np.ndarray, tuple[str, ...]]:
     """What the rule makes of the characteristic values; :class:`ErrorBound` is about the method's own bound."""
     if isinstance(rule, ErrorBound):
         of_orders = bounds(values)
@@ -212,6 +216,8 @@ def _orders(rule: Rule, values: np.ndarray, bounds: Bounds, rounding: Rounding) 
             )
     else:
         orders = rule.choose(values)
+    if least is not None:
+        _check_least(orders, least(values))
     return choose_orders(_Chosen(orders), values, stacklevel=5, rounding=rounding)
 
 
