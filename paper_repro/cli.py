@@ -35,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Train state space models that shrink while they train, and compare them.\n\n"
-    "Single studies have commands of their own: study, moments, ranking, regularisation.",
+    "More: study, moments, ranking, regularisation (see their --help).",
     epilog="Example: [bold]python -m paper_repro run digits --seed 0 --set tau=0.2[/bold]",
 )
 
@@ -329,13 +329,16 @@ def collect(
 
 @app.command(epilog="Example: [bold]python -m paper_repro figures --into docs/images/reproduction[/bold]")
 def figures(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Tables, or ranking; none: all.", show_default=False)
+    ] = None,
     into: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("runs/figures"),
     style: Annotated[Literal["svg", "png"], typer.Option("--format")] = "svg",
 ) -> None:
     """Draw the results that the repository keeps."""
     from paper_repro.tables.pictures import draw_all
 
-    paths = draw_all(into, style)
+    paths = draw_all(into, style, tables=names)
     Console().print("\n".join(map(str, paths)) or "There are no results to draw; see `collect`.", highlight=False)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,13 +43,22 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 9,
 }
 WIDTH, HEIGHT = 5.6, 3.6  # inches; a page scales it to its width
+RANKING = "ranking"
 SMALLEST_SHOWN = 1e-6  # of the largest Hankel value
 
 
-def draw_all(directory: Path, extension: str, results: Path = RESULTS) -> list[Path]:
-    """Draw every picture for which the folder `results` has something into `directory`, and return the files."""
+def draw_all(
+    directory: Path, extension: str, results: Path = RESULTS, *, tables: Collection[str] | None = None
+) -> list[Path]:
+    """Draw every picture for which the folder `results` has something into `directory`, and return the files.
+
+    Parameters
+    ----------
+    tables : collection of str, optional
+        Only of these tables; ``ranking`` stands for the pictures of the rankings.
+    """
     drawn = []
-    for plan in map(read_plan, plan_names()):
+    for plan in map(read_plan, plan_names() if tables is None else [name for name in tables if name != RANKING]):
         for variant in collected_variants(plan, results):
             figures = kept_figures(plan, variant, results)
             for kind, draw in PICTURES[plan.name].items():
@@ -60,10 +69,10 @@ def draw_all(directory: Path, extension: str, results: Path = RESULTS) -> list[P
                         drawn.append(
                             _save(figure, directory / f"{plan.name}_{variant}_{_file_name(task)}_{kind}.{extension}")
                         )
-    path = results / "ranking.json"
-    if path.is_file():
+    path = results / f"{RANKING}.json"
+    if path.is_file() and (tables is None or RANKING in tables):
         rankings = ranking.read_rankings(path)
-        for kind, picture in (("ranking", ranking_over_training), ("weyl", changes_and_bounds)):
+        for kind, picture in ((RANKING, ranking_over_training), ("weyl", changes_and_bounds)):
             with mpl.rc_context(STYLE):
                 drawn.append(_save(picture(rankings), directory / f"{kind}.{extension}"))
     return drawn

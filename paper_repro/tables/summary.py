@@ -150,7 +150,7 @@ def make_grid(figures: TableFigures) -> Grid:
     header = [
         *(("task",) if several else ()), "method", "states", "accuracy, %", f"best {BEST}", "seeds",
         *(f"minus {plan.row(key).label}" for key in against), "ms a step", "speed",
-        *(("paper: states", "accuracy") if with_states else ()), *(("paper: speed",) if with_speed else ()),
+        *(("paper: states", "paper: accuracy") if with_states else ()), *(("paper: speed",) if with_speed else ()),
     ]  # fmt: skip
     rows = []
     for row in figures.rows:
