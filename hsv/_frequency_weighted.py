@@ -283,7 +283,7 @@ def _gain(source: Source, weight: StateSpace) -> np.ndarray:
 def _joint(sys: StateSpace, weight: StateSpace) -> _Joint:
     xp = namespace(sys.A)
     A, B, Aw, Bw, Cw, Dw = _broadcast(sys, weight)
-    *batch, n, k = *A.shape[:-1], Aw.shape[-1]
+    batch, n, k = tuple(A.shape[:-2]), sys.n_states, weight.n_states
     A = xp.concat(
         [xp.concat([Aw, zeros((*batch, k, n), A)], axis=-1), xp.concat([product(B, Cw), A], axis=-1)], axis=-2
     )
