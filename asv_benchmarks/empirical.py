@@ -9,7 +9,7 @@ STEPS = 100
 
 
 def _network(states):
-    """A chain of cubic springs: many states, one input, one output."""
+    """A line of nonlinear resistors: many states, one input, one output."""
 
     def rate(x, u, t):
         change = np.diff(x, axis=-1, prepend=0.0, append=0.0)
