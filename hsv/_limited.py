@@ -6,6 +6,7 @@ import numpy as np
 
 from hsv._array import Array, conjugate_transpose, eye, namespace, to_host, zeros
 from hsv._blas import product
+from hsv._errors import HsvError
 from hsv._frequency_limited import band_operator, checked_band, frequency_limited_gramians
 from hsv._gramian_pair import (
     GramianPair,
@@ -190,6 +191,10 @@ def time_limited_truncation(
     mirror = dual(full)
     assert isinstance(mirror, StateSpace)
     (control, after), (observe, after_dual) = (_finite_factor(x, horizon) for x in (full, mirror))
+    if not all(np.all(np.isfinite(to_host(L))) for L in (control, observe)):
+        raise HsvError(
+            f"the state grows beyond what double precision holds within the horizon {horizon}; take a shorter one, or scale B and C down"
+        )
     if stability is None:
         norms = [np.linalg.norm(to_host(L), axis=(-2, -1)) for L in (control, observe)]
         noise = full.n_states * _EPS * norms[0] * norms[1]
@@ -249,9 +254,12 @@ def _window_source(sys: StateSpace, end: Array, stability: str) -> Source:
 
 
 def _finite_factor(sys: StateSpace, horizon: float) -> tuple[Array, Array]:
-    """A factor ``(..., n, n)`` of the controllability Gramian over a horizon, and the map of the state over it, ``A^T`` or ``e^{AT}``."""
-    if sys.is_discrete:
-        return _by_steps(sys.A, sys.B, int(horizon))
+    """A factor ``(..., n, n)`` of the controllability Gramian over a horizon, and the map of the state over it, ``A^T`` or ``e^{AT}``; infinite or NaN where these overflow."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _by_steps(sys.A, sys.B, int(horizon)) if sys.is_discrete else _by_seconds(sys, float(horizon))
+
+
+def _by_seconds(sys: StateSpace, horizon: float) -> tuple[Array, Array]:
     largest = float(to_host(namespace(sys.A).linalg.matrix_norm(sys.A)).max(initial=0.0)) * horizon
     doublings = max(0, int(np.ceil(np.log2(2 * largest)))) if largest > 0 else 0
     step = horizon / 2**doublings

@@ -197,6 +197,13 @@ def test_a_window_on_an_unstable_system(rng):
             hsv.time_limited_truncation(sys, 3, 3, stability="absolute-value")
 
 
+@pytest.mark.parametrize(("pole", "dt"), [(2.0, True), (2.0, 0)])
+def test_states_that_overflow_are_refused(pole, dt):
+    sys = hsv.StateSpace([[pole]], [[1.0]], [[1.0]], dt=dt)
+    with pytest.raises(hsv.HsvError, match="grows beyond what double precision holds within the horizon 5000"):
+        hsv.time_limited_truncation(sys, 1, 5000)
+
+
 def test_orders_are_capped_where_gramians_end():
     """Of a band only the Gramians are known, with half the digits."""
     sys = hsv.DiagonalStateSpace(-np.arange(1.0, 9.0), np.ones((8, 1)), np.ones((1, 8)), dt=0).to_dense()
