@@ -19,6 +19,7 @@ from hsv._descriptor import (
 from hsv._discretize import discretize
 from hsv._empirical import empirical_controllability_gramian, empirical_cross_gramian, empirical_observability_gramian
 from hsv._errors import (
+    ConvergenceError,
     DtypeError,
     HsvError,
     IllConditionedError,
@@ -51,6 +52,14 @@ from hsv._limited import (
     frequency_limited_truncation,
     time_limited_truncation,
 )
+from hsv._low_rank import (
+    AdiStep,
+    LowRankFactor,
+    LowRankGramians,
+    low_rank_controllability_factor,
+    low_rank_gramians,
+    low_rank_observability_factor,
+)
 from hsv._lqg_balancing import lqg_balanced_truncation
 from hsv._lyapunov import (
     solve_continuous_lyapunov,
@@ -65,12 +74,15 @@ from hsv._modal import modal_truncation, mode_energies, mode_gains
 from hsv._nonlinear import NonlinearSystem
 from hsv._norms import h2_norm, hankel_norm, hinf_error, hinf_norm
 from hsv._order import ErrorBound, HankelEnergy, HankelSum, LargestGap, Order, PrefixShare, Rule, Threshold, as_rule
+from hsv._pencils import StateOperator
 from hsv._positive_real import positive_real_truncation
 from hsv._projection import Projection, balancing_projection, cross_gramian_projection
 from hsv._reduction import Reduction, balance, balanced_truncation, balancing_free_truncation
 from hsv._riccati import solve_continuous_riccati, solve_discrete_riccati
 from hsv._riccati_balancing import RiccatiReduction
+from hsv._shifts import PenzlShifts, ProjectionShifts, Shifts, WachspressShifts
 from hsv._singular_perturbation import singular_perturbation
+from hsv._sparse_systems import SparseStateSpace
 from hsv._split import split_unstable
 from hsv._stochastic_balancing import stochastic_truncation
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, diagonalize, real_part
@@ -82,8 +94,10 @@ from hsv.plotting import plot_hankel_values, plot_poles, plot_sigma
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdiStep",
     "Backend",
     "Backends",
+    "ConvergenceError",
     "CoprimeFactors",
     "DiagonalStateSpace",
     "DtypeError",
@@ -94,21 +108,29 @@ __all__ = [
     "IllConditionedError",
     "LargestGap",
     "LinearSystem",
+    "LowRankFactor",
+    "LowRankGramians",
     "MissingBackendError",
     "NonFiniteError",
     "NonlinearSystem",
     "Order",
     "OrderError",
     "OrderWarning",
+    "PenzlShifts",
     "PrefixShare",
     "Projection",
+    "ProjectionShifts",
     "Reduction",
     "RiccatiReduction",
     "Rule",
     "ShapeError",
+    "Shifts",
+    "SparseStateSpace",
+    "StateOperator",
     "StateSpace",
     "Threshold",
     "UnstableSystemError",
+    "WachspressShifts",
     "as_rule",
     "backends",
     "balance",
@@ -147,6 +169,9 @@ __all__ = [
     "irka",
     "labels",
     "load",
+    "low_rank_controllability_factor",
+    "low_rank_gramians",
+    "low_rank_observability_factor",
     "lqg_balanced_truncation",
     "modal_truncation",
     "mode_energies",

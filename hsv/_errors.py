@@ -29,6 +29,14 @@ class IllConditionedError(HsvError):
     """The problem has no answer that working precision could represent (a defective matrix, say)."""
 
 
+class ConvergenceError(HsvError):
+    """An iteration did not reach its tolerance; ``history`` has what each step reached."""
+
+    def __init__(self, message: str, history: tuple[object, ...] = ()) -> None:
+        super().__init__(message)
+        self.history = history
+
+
 class MissingBackendError(HsvError, ImportError):
     """An optional package, or something that a device lacks, is needed and not there."""
 

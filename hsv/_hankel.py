@@ -10,6 +10,7 @@ from hsv import _blas, _small_systems
 from hsv._array import Array, conjugate_transpose, imag, in_host_memory, namespace, real, round_to, transpose, widen
 from hsv._cauchy import cauchy_factors
 from hsv._gramians import require_range, require_stable
+from hsv._large_systems import LargeSystem
 from hsv._lyapunov import solve_lyapunov_factored_pair
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace
 
@@ -32,7 +33,7 @@ class Factors(NamedTuple):
     sensitivity: Array | None = None
 
 
-def hankel_singular_values(sys: LinearSystem) -> Array:
+def hankel_singular_values(sys: LinearSystem | LargeSystem) -> Array:
     r"""Return the Hankel singular values :math:`\sigma_1 \ge \dots \ge \sigma_n \ge 0`.
 
     .. math:: \sigma_i = \sqrt{\lambda_i(P Q)} = \sigma_i(L_o^H L_c), \qquad P = L_c L_c^H,\ Q = L_o L_o^H
@@ -42,7 +43,8 @@ def hankel_singular_values(sys: LinearSystem) -> Array:
     Returns
     -------
     array
-        Shape ``(..., n)``, descending, real, never negative, never NaN; array library, device and precision of the input.
+        Shape ``(..., n)``, descending, real, never negative, never NaN; array library, device and precision of the input. Of a :class:`SparseStateSpace`
+        as many of the largest as the low-rank factors have (:func:`low_rank_gramians`).
 
     Raises
     ------
@@ -67,6 +69,8 @@ def hankel_singular_values(sys: LinearSystem) -> Array:
     >>> hsv.hankel_singular_values(sys).round(5)
     array([24.42686,  0.57314])
     """
+    if isinstance(sys, LargeSystem):
+        return sys._large_hankel_values()
     if _small_systems.fits(sys):
         return round_to(_small_systems.hankel_values(sys), real(sys.B))
     values = [singular_values(gramian_factors(block)) for block in _blocks(sys)]

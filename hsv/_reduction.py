@@ -36,6 +36,7 @@ from hsv._hankel import (
     singular_value_decomposition,
     singular_values,
 )
+from hsv._large_systems import LargeSystem
 from hsv._order import ErrorBound, Order, Rule, as_rule
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, stability_margin
 from hsv._text import reduction_html, reduction_text
@@ -130,7 +131,7 @@ class Reduction:
         )
 
 
-def balanced_truncation(sys: LinearSystem, rule: Rule | int) -> Reduction:
+def balanced_truncation(sys: LinearSystem | LargeSystem, rule: Rule | int) -> Reduction:
     r"""Reduce a stable system by balanced truncation.
 
     With factors :math:`P = L_c L_c^H`, :math:`Q = L_o L_o^H` and the singular value decomposition :math:`L_o^H L_c = U \Sigma V^H`,
@@ -140,8 +141,8 @@ def balanced_truncation(sys: LinearSystem, rule: Rule | int) -> Reduction:
 
     Parameters
     ----------
-    sys : StateSpace or DiagonalStateSpace
-        Stable; continuous or discrete, real or complex, one system or a batch.
+    sys : StateSpace, DiagonalStateSpace, SparseStateSpace or LowRankGramians
+        Stable; continuous or discrete, real or complex, one system or a batch. Of a sparse system the error bound counts the values that its low-rank factors have, see :func:`low_rank_gramians`.
     rule : Rule or int
         :class:`Order`, :class:`HankelSum`, :class:`HankelEnergy`, :class:`Threshold`, :class:`ErrorBound`; an int means ``Order``.
 
@@ -190,7 +191,7 @@ def balanced_truncation(sys: LinearSystem, rule: Rule | int) -> Reduction:
     return _truncate(sys, as_rule(rule), balancing_bases)
 
 
-def balancing_free_truncation(sys: LinearSystem, rule: Rule | int) -> Reduction:
+def balancing_free_truncation(sys: LinearSystem | LargeSystem, rule: Rule | int) -> Reduction:
     r"""Reduce a stable system by balanced truncation in orthonormal bases: the system of :func:`balanced_truncation` in other coordinates.
 
     With orthonormal bases :math:`X` of the columns of :math:`L_o U_r` and :math:`Y` of those of :math:`L_c V_r`,
@@ -262,7 +263,9 @@ def _truncate_small(sys: LinearSystem, rule: Rule) -> Reduction:
     )
 
 
-def _truncate(sys: LinearSystem, rule: Rule, bases: _Bases) -> Reduction:
+def _truncate(sys: LinearSystem | LargeSystem, rule: Rule, bases: _Bases) -> Reduction:
+    if isinstance(sys, LargeSystem):
+        return sys._large_truncation(rule, bases, stacklevel=4)
     small = _small_systems.fits(sys) and not getattr(sys, "_conjugate_pairs", False)
     if small and bases is balancing_bases:
         return _truncate_small(sys, rule)
@@ -301,7 +304,7 @@ def _truncate(sys: LinearSystem, rule: Rule, bases: _Bases) -> Reduction:
     )
 
 
-def balance(sys: LinearSystem) -> Reduction:
+def balance(sys: LinearSystem | LargeSystem) -> Reduction:
     """Return the balanced realisation: both Gramians equal ``diag(sigma)``.
 
     States beyond the numerical minimal order cannot be balanced and are removed; ``Reduction.orders`` says how many are left.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from hsv._array import eye, from_host, namespace, real, round_to, to_host, widen
+from hsv._large_systems import LargeSystem
 from hsv._order import Rule, as_rule
 from hsv._reduction import Reduction, balance, check_stability, choose_orders, error_bound, numerical_rank, round_up
 from hsv._systems import LinearSystem, StateSpace, in_double_precision
 
 
-def singular_perturbation(sys: LinearSystem, rule: Rule | int) -> Reduction:
+def singular_perturbation(sys: LinearSystem | LargeSystem, rule: Rule | int) -> Reduction:
     r"""Reduce a stable system by singular perturbation approximation: the fast balanced states follow the slow ones at once.
 
     In balanced coordinates, with the states that go marked 2, their equation is solved for its steady state,
@@ -23,7 +24,7 @@ def singular_perturbation(sys: LinearSystem, rule: Rule | int) -> Reduction:
 
     Parameters
     ----------
-    sys : StateSpace or DiagonalStateSpace
+    sys : StateSpace, DiagonalStateSpace, SparseStateSpace or LowRankGramians
         Stable; continuous or discrete, real or complex, one system or a batch.
     rule : Rule or int
         As in :func:`balanced_truncation`.
@@ -61,6 +62,8 @@ def singular_perturbation(sys: LinearSystem, rule: Rule | int) -> Reduction:
     1.1
     """
     rule = as_rule(rule)
+    if isinstance(sys, LargeSystem):
+        return sys._large_singular_perturbation(rule, stacklevel=3)
     bal = balance(in_double_precision(sys))
     sigma = to_host(bal.hankel_singular_values)
     orders, notes = choose_orders(rule, sigma, rounding=bal._rounding)

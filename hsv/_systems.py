@@ -112,14 +112,7 @@ class LinearSystem:
         """Parallel connection: the outputs of both systems for the same input, added."""
         if not isinstance(other, LinearSystem):
             return NotImplemented
-        if other.dt != self.dt or (other.dt is True) != (self.dt is True):
-            raise HsvError(
-                f"the two systems must have the same dt, got {self.dt!r} and {other.dt!r}; discretize or relabel one of them"
-            )
-        if (self.n_inputs, self.n_outputs) != (other.n_inputs, other.n_outputs):
-            raise ShapeError(
-                f"the two systems must have the same inputs and outputs, got {self.n_inputs} -> {self.n_outputs} and {other.n_inputs} -> {other.n_outputs}"
-            )
+        check_parallel(self, other)
         return _parallel(self, other)
 
     def _with_outputs(self, C: Array, D: Array) -> Self:
@@ -523,6 +516,18 @@ def stability_margin(sys: LinearSystem) -> Array:
         return -xp.expm1(widen(real(log_poles)))
     poles = widen(sys.poles())
     return 1.0 - xp.abs(poles) if sys.is_discrete else -real(poles)
+
+
+def check_parallel(left: LinearSystem, right: LinearSystem) -> None:
+    """Raise unless the two systems can be connected in parallel."""
+    if right.dt != left.dt or (right.dt is True) != (left.dt is True):
+        raise HsvError(
+            f"the two systems must have the same dt, got {left.dt!r} and {right.dt!r}; discretize or relabel one of them"
+        )
+    if (left.n_inputs, left.n_outputs) != (right.n_inputs, right.n_outputs):
+        raise ShapeError(
+            f"the two systems must have the same inputs and outputs, got {left.n_inputs} -> {left.n_outputs} and {right.n_inputs} -> {right.n_outputs}"
+        )
 
 
 def _parallel(left: LinearSystem, right: LinearSystem) -> LinearSystem:
