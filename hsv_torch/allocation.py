@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+import hsv
 from hsv import DtypeError, HsvError, OrderError
 
 Share = Literal["sum", "prefix"]
@@ -234,6 +235,37 @@ def share_out(
         else:
             low = middle
     return best
+
+
+def margin(rule: hsv.Rule | Budget, sigma: np.ndarray) -> float | None:
+    """How far the rule is from choosing another order: the distance of its limit to the nearest number that is compared with it; None if it has no limit.
+
+    Parameters
+    ----------
+    rule
+        What chose.
+    sigma
+        Hankel singular values, descending; of a batch of systems the smallest margin is returned.
+    """
+    values = np.asarray(sigma, dtype=np.float64).reshape(-1, sigma.shape[-1])
+    values = values[values[:, 0] > 0]
+    if values.size == 0 or values.shape[-1] == 1:
+        return None
+    values = values / values[:, :1]
+    if isinstance(rule, hsv.HankelSum | hsv.HankelEnergy):
+        weights = values if isinstance(rule, hsv.HankelSum) else values**2
+        tails = np.cumsum(weights[:, ::-1], axis=-1)[:, ::-1]
+        compared, limit = tails[:, 1:] / tails[:, :1], rule.discard
+    elif isinstance(rule, hsv.ErrorBound):
+        original = np.asarray(sigma, dtype=np.float64).reshape(-1, sigma.shape[-1])
+        compared, limit = 2 * np.cumsum(original[:, ::-1], axis=-1)[:, ::-1][:, 1:] / rule.bound, 1.0
+    elif isinstance(rule, hsv.Threshold):
+        compared, limit = values[:, 1:], rule.relative
+    elif isinstance(rule, hsv.PrefixShare):
+        compared, limit = values[:, 1:] / np.cumsum(values, axis=-1)[:, 1:], rule.least
+    else:
+        return None
+    return float(np.abs(compared - limit).min())
 
 
 def _check_count(name: str, value: object) -> None:

@@ -35,7 +35,7 @@ class Ranks:
     ----------
     model
         What the training loop calls. A ``DistributedDataParallel``, or the mesh that ``fully_shard`` has split parameters over, says which processes belong
-        together; any other model is trained by this process alone. What ``torch.compile`` returned stands for the model inside it.
+        together; any other model is trained by this process alone. What ``torch.compile`` or ``Fabric.setup`` returned stands for the model inside it.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class Ranks:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        model = uncompiled(model)
+        model = _unwrapped(model)
         self.wrapper = model if isinstance(model, DistributedDataParallel) else None
         self.model: nn.Module = uncompiled(model.module if isinstance(model, DistributedDataParallel) else model)
         self.group = None if self.wrapper is None else self.wrapper.process_group
@@ -164,6 +164,14 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Tensor:
         return torch.load(io.BytesIO(pid), map_location=self.device, weights_only=True)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside the wrappers of ``torch.compile`` and of Lightning Fabric, a ``DistributedDataParallel`` where there is one."""
+    model = uncompiled(model)
+    while isinstance(model, nn.Module) and (inside := model._modules.get("_forward_module")) is not None:
+        model = uncompiled(inside)
+    return model
 
 
 def _group_of(over: list[Any]) -> Any:

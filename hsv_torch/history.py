@@ -58,6 +58,10 @@ class LayerRecord:
         What the adapter found remarkable.
     drift : Drift or None
         None at the first attempt, and where it could not be computed.
+    margin : float or None
+        How far the rule was from another choice: the distance between its limit and the nearest number that it compares with it, as a share of the sum
+        (``HankelSum``, ``HankelEnergy``, ``PrefixShare``), of the largest value (``Threshold``) or of the bound (``ErrorBound``). Runs whose rounding
+        errors are smaller than this choose alike. None for rules without a limit, and for budgets.
     """
 
     layer: str
@@ -72,6 +76,7 @@ class LayerRecord:
     reason: str | None = None
     notes: tuple[str, ...] = ()
     drift: Drift | None = None
+    margin: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers, strings, lists."""
@@ -125,6 +130,12 @@ class Event:
     steps_timed, step_seconds : int, float
         Training steps since the attempt before, and the wall-clock seconds that they took, with all that the training
         loop did between them.
+    memory_before, memory_after : int or None
+        Bytes of the model's parameters and buffers and of the optimizer's state before and after the attempt, as this process holds
+        them; after a cut that was undone the same as before.
+    peak_memory : int or None
+        Most bytes that PyTorch has had allocated on the model's CUDA device, since the program began or ``torch.cuda.reset_peak_memory_stats()`` was
+        called; None without such a device.
     replaced : dict
         ``{"layer.parameter": (old, new)}`` of a cut that stands, or of one that the guard undid after some steps: those of the small model, and
         those that are back. Only what :meth:`InTrainingCompressor.step` returns has it; the history keeps no tensors.
@@ -143,6 +154,9 @@ class Event:
     reason: str | None = None
     steps_timed: int = 0
     step_seconds: float = 0.0
+    memory_before: int | None = None
+    memory_after: int | None = None
+    peak_memory: int | None = None
     replaced: Replaced = field(default_factory=dict, repr=False)
 
     @property
@@ -151,7 +165,7 @@ class Event:
         return any(record.outcome == "cut" for record in self.layers)
 
     def scalars(self) -> dict[str, float]:
-        """What a logger shows over the steps: of each layer states, Hankel sum, error bound and drift; the guard's metric; seconds spent.
+        """What a logger shows over the steps: of each layer states, Hankel sum, error bound, margin and drift; the guard's metric; seconds and memory.
 
         For TensorBoard, ``for name, value in event.scalars().items(): writer.add_scalar(name, value, event.step)``; for Weights & Biases,
         ``wandb.log(event.scalars(), step=event.step)``.
@@ -161,6 +175,8 @@ class Event:
             "compression/undone": float(self.undone),
             "compression/metric_before": self.metric_before,
             "compression/metric_after": self.metric_after,
+            "compression/memory": self.memory_after,
+            "compression/peak_memory": self.peak_memory,
         }
         for record in self.layers:
             sigma, drift = record.hankel_singular_values, record.drift
@@ -168,6 +184,7 @@ class Event:
                 f"states/{record.layer}": record.n_states_after,
                 f"hankel_sum/{record.layer}": None if sigma is None else float(sigma.sum()),
                 f"error_bound/{record.layer}": record.error_bound,
+                f"margin/{record.layer}": record.margin,
                 f"drift/{record.layer}": None if drift is None else drift.largest_change,
                 f"drift_bound/{record.layer}": None if drift is None else drift.bound,
             }

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import hsv
 from hsv import HsvError
 from hsv_torch.adapters import Cut, adapter_of, compressible_layers
-from hsv_torch.allocation import Budget, Sizes
+from hsv_torch.allocation import Budget, Sizes, margin
 from hsv_torch.calibration import Forward, check_calibration, observe
 from hsv_torch.checkpoint import layer_sizes, resize_layers
 from hsv_torch.compress import (
@@ -46,6 +46,7 @@ from hsv_torch.snapshot import (
     RandomState,
     Snapshot,
     copy_system,
+    held_bytes,
     keepable,
     pack_systems,
     unpack_systems,
@@ -340,6 +341,7 @@ class InTrainingCompressor:
         started = time.perf_counter()
         timed = self._clock.read()
         random_state = RandomState.take()
+        memory = held_bytes(self.model, self.optimizer)
         if not self._halvings:
             self._attempts_made += 1
         records, cuts = self._measured()
@@ -352,8 +354,15 @@ class InTrainingCompressor:
         else:
             self._halvings = 0
             random_state.restore()
+        event = self._with_memory(dataclasses.replace(event, memory_before=memory))
         seconds = time.perf_counter() - started - event.evaluation_seconds
         return dataclasses.replace(event, seconds=seconds)
+
+    def _with_memory(self, event: Event) -> Event:
+        """The event with what it says of memory after it."""
+        device = next(self.model.parameters()).device
+        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+        return dataclasses.replace(event, memory_after=held_bytes(self.model, self.optimizer), peak_memory=peak)
 
     def _planned(self, name: str, cut: Cut) -> PlannedCut:
         layer = self.model.get_submodule(name)
@@ -395,6 +404,9 @@ class InTrainingCompressor:
                     reason = f"the rule keeps {plan.n_states_after} of {n} states, {few}"
                     record = dataclasses.replace(record, outcome="unchanged", n_states_after=n, reason=reason)
                 records[name] = record
+            spectrum = records[name].hankel_singular_values
+            if spectrum is not None and not self._halvings:
+                records[name] = dataclasses.replace(records[name], margin=margin(rule, spectrum))
             records[name] = self._with_drift(records[name])
         return records, plans
 
@@ -591,7 +603,7 @@ class InTrainingCompressor:
         # The history has one event for the cut, with the decision in it; its own costs stay with it.
         del self._events[index]
         return dataclasses.replace(
-            decided,
+            self._with_memory(decided),
             evaluation_seconds=cut_event.evaluation_seconds + seconds,
             seconds=cut_event.seconds + time.perf_counter() - started - seconds,
             steps_timed=cut_event.steps_timed + timed[0],

@@ -29,7 +29,7 @@ _SMALLEST_SHOWN = 1e-12  # of the largest value: below it is rounding
 _TEXT_COLOUR = "#010203"  # stands for the page's own text colour until the picture is inside the page
 
 _COLUMNS = (
-    "attempt", "step", "layer", "states", "outcome", "sum kept", "error bound", "drift (at most)", "metric", "seconds",
+    "attempt", "step", "layer", "states", "outcome", "sum kept", "margin", "error bound", "drift (at most)", "metric", "seconds",
 )  # fmt: skip
 _DISCARDS = (0.2, 0.1, 0.05, 0.02, 0.01, 0.001)
 
@@ -221,7 +221,7 @@ def events_table(history: History) -> Table:
         raise MissingBackendError(
             "events_table needs the package rich, which is not installed: pip install rich"
         ) from error
-    left_out = ("drift (at most)", "sum kept")
+    left_out = ("drift (at most)", "sum kept", "margin")
     shown = [_COLUMNS.index(column) for column in _COLUMNS if column not in left_out]  # fits into 80 columns
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -309,7 +309,8 @@ def to_html(history: History, *, title: str = "Compression while training") -> s
         _picture(lambda ax: plot_drift(history, ax), "Change of the Hankel singular values between attempts", "drift"),
         "<h2>Attempts</h2>",
         "<p>Drift is the largest change of a Hankel singular value since the attempt before, and the Hankel norm of the "
-        "difference of the two systems, which no change exceeds.</p>",
+        "difference of the two systems, which no change exceeds. Margin is how far the rule was from another choice: runs whose rounding errors are "
+        "smaller choose alike.</p>",
         _html_table(
             _COLUMNS,
             [_cells(event, record) for event, record in _rows(history)],
@@ -320,6 +321,15 @@ def to_html(history: History, *, title: str = "Compression while training") -> s
         _html_table(("", "steps", "seconds"), _time_cells(history)),
         "<p>A step is timed from one call of the compressor to the next, with all that the training loop does between.</p>",
     ]
+    memory = _memory_cells(history)
+    if memory:
+        parts += [
+            "<h2>Memory</h2>",
+            "<p>Parameters, buffers and the optimizer's state, as one process holds them.</p>",
+            _html_table(
+                ("attempt", "step", "MiB before", "MiB after", "most allocated on the GPU so far, MiB"), memory
+            ),
+        ]
     return _PAGE.format(title=escape(title), body="\n".join(parts))
 
 
@@ -452,6 +462,7 @@ def _cells(event: Event, record: LayerRecord) -> tuple[str, ...]:
         str(record.n_states_before) + (f" → {chosen}" if chosen is not None else ""),
         record.outcome + (" (not yet decided)" if event.pending and record.outcome == "cut" else ""),
         _share_kept(record),
+        "" if record.margin is None else f"{record.margin:.2g}",
         "" if record.error_bound is None else f"{record.error_bound:.3g}",
         "" if drift is None else f"{drift.largest_change:.2g} ({drift.bound:.2g})",
         " → ".join(metrics),
@@ -512,6 +523,24 @@ def _time_cells(history: History) -> list[tuple[str, ...]]:
     if history.evaluation_seconds:
         rows.append(("the guard's evaluations", "", f"{history.evaluation_seconds:.3g}"))
     return rows
+
+
+def _memory_cells(history: History) -> list[tuple[str, ...]]:
+    return [
+        (
+            str(event.attempt),
+            str(event.step),
+            _mebibytes(event.memory_before),
+            _mebibytes(event.memory_after),
+            _mebibytes(event.peak_memory),
+        )
+        for event in history.events
+        if event.memory_before is not None
+    ]
+
+
+def _mebibytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 2**20:.4g}"
 
 
 def _html_table(

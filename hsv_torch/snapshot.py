@@ -146,6 +146,12 @@ def _refill(target: dict[Any, Any], content: Mapping[Any, Any]) -> None:
     target.update(content)
 
 
+def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of parameters, buffers and the optimizer's state, of what this process holds of them."""
+    tensors = [*model.parameters(), *model.buffers(), *_tensors_in(list(optimizer.state.values()))]
+    return sum(local(tensor).nbytes for tensor in {id(tensor): tensor for tensor in tensors}.values())
+
+
 @contextlib.contextmanager
 def without_trace(model: nn.Module) -> Iterator[None]:
     """Run the model inside, without gradients: modes, buffers, parameters' places and random generators are put back after it."""

@@ -13,7 +13,7 @@ EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
 
 @pytest.mark.parametrize(
     "name",
-    ["", "_lightning", *(pytest.param(n, marks=pytest.mark.slow) for n in ("_accelerate", "_transformers"))],
+    ["", "_lightning", *(pytest.param(n, marks=pytest.mark.slow) for n in ("_accelerate", "_fabric", "_transformers"))],
 )
 def test_the_model_ends_smaller(name, tmp_path):
     example = EXAMPLES / f"train_and_shrink{name}.py"

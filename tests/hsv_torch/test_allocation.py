@@ -8,7 +8,7 @@ from torch import nn
 import hsv
 import hsv_torch
 from hsv_torch import Budget, Sizes
-from hsv_torch.allocation import levels, share_out
+from hsv_torch.allocation import levels, margin, share_out
 from tests.hsv_torch.models import classifier
 
 
@@ -198,3 +198,43 @@ class TestSizes:
     def test_something_else(self):
         with pytest.raises(TypeError, match=r"`sizes` must be a hsv_torch.Sizes or None, got 8"):
             hsv_torch.compress_(two_layers(), 3, sizes=8)
+
+
+@pytest.mark.parametrize(
+    ("make", "limit"),
+    [
+        (lambda limit: hsv.HankelSum(discard=limit), 0.1),
+        (lambda limit: hsv.HankelEnergy(discard=limit), 0.01),
+        (lambda limit: hsv.Threshold(limit), 0.05),
+        (lambda limit: hsv.PrefixShare(limit), 0.05),
+        (lambda limit: hsv.ErrorBound(3.0 * limit), 1.0),
+    ],
+    ids=lambda value: "" if callable(value) else str(value),
+)
+def test_a_margin_is_how_far_the_limit_can_move(make, limit):
+    """Within it the choice stays, in both directions; beyond it, in one of them, it does not."""
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        sigma = np.sort(generator.lognormal(sigma=2.0, size=12))[::-1]
+        found = margin(make(limit), sigma)
+        chosen = make(limit).choose(sigma)
+        near = [make(limit + sign * 0.999 * found).choose(sigma) for sign in (-1, 1)]
+        far = [
+            make(limit + sign * 1.001 * found).choose(sigma)
+            for sign in (-1, 1)
+            if limit + sign * 1.001 * found > 0 and (limit + sign * 1.001 * found < 1 or limit == 1.0)
+        ]
+        assert near == [chosen, chosen]
+        assert any(other != chosen for other in far)
+
+
+def test_margins_of_batches_and_of_rules_without_a_limit():
+    first, second = np.array([4.0, 2.0, 1.0]), np.array([6.0, 3.0, 0.5])
+    rule = hsv.HankelSum(discard=0.3)
+    assert margin(rule, first) == pytest.approx(3 / 7 - 0.3)
+    assert margin(rule, second) == pytest.approx(3.5 / 9.5 - 0.3)
+    assert margin(rule, np.stack([first, second])) == margin(rule, second)
+    for other in (hsv.Order(2), hsv.LargestGap(), Budget(states=4)):
+        assert margin(other, first) is None
+    assert margin(rule, np.array([1.0])) is None
+    assert margin(rule, np.zeros(3)) is None

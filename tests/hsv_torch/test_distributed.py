@@ -65,7 +65,7 @@ def train(rank, size, steps=STEPS, **options):
 @pytest.fixture(scope="module")
 def of_two():
     """Starting processes takes longest, so that two of them go through everything."""
-    return run([same_cuts, one_metric_for_all, one_fails, wrapper_keeps_its_options], 2)
+    return run([same_cuts, margins, one_metric_for_all, one_fails, wrapper_keeps_its_options], 2)
 
 
 def same_cuts(rank, size):
@@ -92,6 +92,31 @@ def test_they_cut_alike_and_train_what_one_process_trains(size, of_two):
     mean = torch.tensor([each[2] for each in found]).mean(0)
     torch.testing.assert_close(mean, torch.tensor(alone[2]), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(torch.tensor(found[0][1]), torch.tensor(parameters), rtol=1e-3, atol=1e-4)
+
+
+def margins(rank, size):
+    """Margin and choice of each layer at each attempt, for several rules."""
+    found = []
+    for discard in (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5):
+        _, compressor, _ = train(rank, size, steps=7, rule=hsv.HankelSum(discard=discard))
+        found.append([[(r.margin, r.n_states_chosen) for r in e.layers] for e in compressor.history.events])
+    return found
+
+
+def test_they_choose_alike_wherever_the_margin_is_above_rounding(of_two):
+    """In both directions: the margin that either of them reports is enough to know the other's choice."""
+    compared = 0
+    for alone, together in zip(margins(0, 1), of_two["margins"][0], strict=True):
+        for mine, theirs in zip(alone, together, strict=True):
+            for (margin, chosen), (other_margin, other_chosen) in zip(mine, theirs, strict=True):
+                if max(margin, other_margin) > 1e-4:
+                    assert chosen == other_chosen
+                    assert margin == pytest.approx(other_margin, abs=1e-4)
+                    compared += 1
+            if [chosen for _, chosen in mine] != [chosen for _, chosen in theirs]:
+                break  # two models from here on
+    assert compared > 20
+    assert of_two["margins"][0] == of_two["margins"][1]
 
 
 def one_metric_for_all(rank, size):

@@ -107,6 +107,47 @@ class TestAttempts:
         assert copy.sizes_over_steps("blocks.0.ssm") == ([0, 6], [16, 6])
         assert copy.events[0].layers[0].hankel_singular_values.shape == (16,)
 
+    def test_the_margin_of_each_choice(self):
+        _, _, compressor = make(rule=hsv.HankelSum(discard=0.1))
+        event = next(event for _ in range(30) if (event := compressor.step()))
+        for record in event.layers:
+            tails = record.hankel_singular_values[::-1].cumsum()[::-1] / record.hankel_singular_values.sum()
+            assert record.margin == pytest.approx(abs(tails[1:] - 0.1).min())
+        assert event.scalars()[f"margin/{record.layer}"] == record.margin
+
+    def test_a_logger_gets_every_number(self, tmp_path):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        from torch.utils.tensorboard import SummaryWriter
+
+        _, _, compressor = make(rule=hsv.HankelSum(discard=0.1))
+        told = {}
+        with SummaryWriter(tmp_path) as writer:
+            for _ in range(30):
+                event = compressor.step()
+                if event is not None:
+                    for name, value in event.scalars().items():
+                        writer.add_scalar(name, value, event.step)
+                        told[name, event.step] = value
+        read = EventAccumulator(str(tmp_path))
+        read.Reload()
+        found = {(name, each.step): each.value for name in read.Tags()["scalars"] for each in read.Scalars(name)}
+        assert found == pytest.approx(told, rel=1e-6)
+        assert {name for name, _ in found} >= {"states/blocks.0.ssm", "compression/memory", "margin/blocks.1.ssm"}
+
+    def test_a_history_of_an_earlier_release(self):
+        _, _, compressor = make()
+        while compressor.step() is None:
+            pass
+        stored = compressor.history.to_dict()
+        for event in stored["events"]:
+            for name in ("memory_before", "memory_after", "peak_memory"):
+                del event[name]
+            for record in event["layers"]:
+                del record["margin"]
+        (event,) = History.from_dict(stored).events
+        assert event.memory_before is None
+        assert event.layers[0].margin is None
+
     def test_a_layer_that_would_lose_too_little_stays_as_it_is(self):
         model, optimizer, compressor = make(rule=16)
         kept = model.blocks[0].ssm.B
@@ -457,6 +498,22 @@ class TestRollback:
         assert all(p is before[name] for name, p in guarded.model.named_parameters())
         assert all(torch.equal(a, b) for a, b in zip(guarded.values(), plain.values(), strict=True))
         assert guarded.scheduler.state_dict() == plain.scheduler.state_dict()
+
+    def test_the_copy_may_be_kept_in_host_memory(self):
+        plain = Training(compress=False).run()
+        guarded = Training(lambda training: rude_metrics([0.9, 0.5] * 2)(training, offload=True)).run()
+        assert [event.undone for event in guarded.events] == [True, True]
+        assert guarded.losses == plain.losses
+        assert all(torch.equal(a, b) for a, b in zip(guarded.values(), plain.values(), strict=True))
+
+    def test_memory_of_an_undone_cut_and_of_one_that_stays(self):
+        training = Training(rude_metrics([0.9, 0.5, 0.9, 0.89])).run()
+        undone, made = training.events
+        held = sum(t.nbytes for t in training.values())  # parameters, buffers, moments
+        assert undone.memory_before == undone.memory_after == made.memory_before
+        assert made.memory_after == held < made.memory_before
+        assert made.peak_memory is None
+        assert training.compressor.history.events[1].memory_after == held
 
     def test_the_undone_cut_is_in_the_history(self):
         training = Training(rude_metrics([0.9, 0.5, 0.9, 0.89])).run()

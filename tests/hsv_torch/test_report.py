@@ -273,6 +273,16 @@ class TestHtml:
         assert (tmp_path / "report.html").read_text(encoding="utf-8") == to_html(history)
 
 
+def test_the_page_tells_margins_and_memory(history):
+    assert "Memory" not in re.findall(r"<h2>(.*?)</h2>", to_html(history))  # of a history that has none
+    first = history.events[0]
+    layers = (dataclasses.replace(first.layers[0], margin=0.0123), *first.layers[1:])
+    told = dataclasses.replace(first, layers=layers, memory_before=3 * 2**20, memory_after=2**20, peak_memory=2**23)
+    page = to_html(dataclasses.replace(history, events=(told, *history.events[1:])))
+    assert "<td>0.012</td>" in page
+    assert "<tr><td>1</td><td>25</td><td>3</td><td>1</td><td>8</td></tr>" in page
+
+
 def test_table_for_the_terminal(history):
     from rich.console import Console
 

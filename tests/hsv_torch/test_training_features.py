@@ -113,6 +113,27 @@ class TestCompile:
         assert plain.n_states == model.n_states == (3, 3)
         same(model, plain, rtol=1e-3, atol=1e-4)
 
+    @pytest.mark.parametrize(("limit", "compilations"), [(None, 8), (16, 11)])
+    def test_more_cuts_than_are_compiled_by_default(self, limit, compilations):
+        """PyTorch compiles one function 8 times, and runs it uncompiled from then on unless it is told another limit; the results are those of any run."""
+        torch.manual_seed(0)
+        model = nn.Sequential(hsv_torch.LRU(3, 14))
+        plain = copy.deepcopy(model)
+        counter = CompileCounterWithBackend("aot_eager")
+        call = torch.compile(model, backend=counter, recompile_limit=limit)
+        for each, given in ((model, call), (plain, plain)):
+            optimizer = torch.optim.SGD(each.parameters(), lr=1e-2)
+            schedule = Schedule(24, at=tuple(range(2, 22, 2)))
+            compressor = InTrainingCompressor(given, optimizer, rule=list(range(13, 3, -1)), schedule=schedule)
+            while compressor.steps < 22:
+                optimizer.zero_grad()
+                given(batch(compressor.steps)).square().mean().backward()
+                optimizer.step()
+                compressor.step()
+            assert each[0].n_states == 4
+        assert counter.frame_count == compilations
+        same(model, plain, rtol=1e-3, atol=1e-4)
+
     def test_a_cut_that_is_undone_needs_no_compilation(self):
         model = make()
         counter, call, given = self.compiled(model, "given compiled")

@@ -12,6 +12,7 @@ from tests.hsv_torch.models import batch, classifier
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of packages that Lightning imports
+    import lightning
     import lightning.pytorch as pl
     from lightning.pytorch.loggers import CSVLogger
 
@@ -133,3 +134,16 @@ def test_bad_input(tmp_path):
         _ = CompressionCallback(rule=4).history
     with pytest.raises(hsv.HsvError, match="saved without a CompressionCallback"):
         load_sizes(hsv_torch.LRU(2, 4), {"callbacks": {"other": {}}})
+
+
+def test_what_fabric_has_wrapped_stands_for_the_model_inside():
+    fabric = lightning.Fabric(accelerator="cpu", devices=1)
+    inside = classifier()
+    model, optimizer = fabric.setup(inside, torch.optim.AdamW(inside.parameters(), lr=1e-2))
+    compressor = hsv_torch.InTrainingCompressor(model, optimizer.optimizer, rule=4, schedule=Schedule.once(4, 1))
+    assert compressor.model is inside
+    assert compressor.step().changed
+    x, y = batch(0)
+    fabric.backward(nn.functional.cross_entropy(model(x), y))
+    optimizer.step()
+    assert [block.ssm.n_states for block in inside.blocks] == [4, 4]
