@@ -22,6 +22,7 @@ CLEARANCE = 2.7  # between centre lines: 1.7 between the edges of dashes, which 
 BORDER = 1.5
 DISC = 1.5  # radius
 SEED_DISTANCE = 7.0  # between the beginnings of the two long curves
+SAME_DISTANCE = 0.5  # by how much the distance of two discs may depend on whether they lie on one curve
 GREY = 0.75  # of a dash; discs are white
 TRIES_OF_A_DASH, TRIES_OF_A_DISTRACTOR = 12, 5
 RETREATS, RETREAT = 6, 4  # how often two curves in a dead end go back, and by how many dashes
@@ -67,10 +68,11 @@ def _is_free(samples, curve, place, taken, owners, n_taken, tips, n_tips):  # ty
         x, y = samples[k, 0], samples[k, 1]
         if not (BORDER <= x <= REFERENCE_SIDE - BORDER and BORDER <= y <= REFERENCE_SIDE - BORDER):
             return False
+    for k in range(SAMPLES):
+        x, y = samples[k, 0], samples[k, 1]
         for i in range(n_taken):
-            if owners[i, 0] == curve and owners[i, 1] >= place - 1:
-                continue
-            if (x - taken[i, 0]) ** 2 + (y - taken[i, 1]) ** 2 < CLEARANCE**2:
+            near = (x - taken[i, 0]) ** 2 + (y - taken[i, 1]) ** 2 < CLEARANCE**2
+            if near and (owners[i, 0] != curve or owners[i, 1] < place - 1):
                 return False
         for i in range(n_tips):
             if (x - tips[i, 0]) ** 2 + (y - tips[i, 1]) ** 2 < (DISC + 0.5 * CLEARANCE) ** 2:
@@ -104,10 +106,31 @@ def _step(random, state, continuity, curve, place, taken, owners, n_taken, tips,
 
 
 @numba.njit(cache=True)
-def _grow(random, contour, distractor, n_distractors, continuity, taken, owners, tips):  # type: ignore[no-untyped-def]
-    """Grow all curves; return the number of points, or -1 if the two long ones found no room.
+def _choose_pairs(random, tips, pairs):  # type: ignore[no-untyped-def]
+    """Choose two ends of one curve and, equally far apart, one of these and an end of the other curve; return whether there are such.
 
-    `tips` gets beginning and end of the first and of the second curve.
+    Both pairs have the beginning of a curve and the end of one. Without this choice nearly straight curves would give the label away: nine times in ten, for the easy
+    pictures, by the distance of the discs alone.
+    """
+    n_found = 0
+    for curve in range(2):
+        begin, end = 2 * curve, 2 * curve + 1
+        for kind in range(2):
+            other_begin, other_end = (begin, 3 - begin) if kind == 0 else (2 - begin, end)
+            same = math.hypot(tips[begin, 0] - tips[end, 0], tips[begin, 1] - tips[end, 1])
+            across = math.hypot(tips[other_begin, 0] - tips[other_end, 0], tips[other_begin, 1] - tips[other_end, 1])
+            if abs(same - across) <= SAME_DISTANCE:
+                n_found += 1
+                if random.random() * n_found < 1:  # each of those found with equal probability
+                    pairs[0, 0], pairs[0, 1], pairs[1, 0], pairs[1, 1] = other_begin, other_end, begin, end
+    return n_found > 0
+
+
+@numba.njit(cache=True)
+def _grow(random, contour, distractor, n_distractors, continuity, taken, owners, tips, pairs):  # type: ignore[no-untyped-def]
+    """Grow all curves; return the number of points, or -1 if the two long ones found no room, or no places for discs.
+
+    `tips` gets beginning and end of the first and of the second curve, `pairs` the ends that get discs: row 0 of two curves, row 1 of the same.
     """
     samples = np.empty((SAMPLES, 2))
     history = np.empty((contour + 1, 2, 3))  # where each curve ends, and its direction, before each dash
@@ -140,6 +163,8 @@ def _grow(random, contour, distractor, n_distractors, continuity, taken, owners,
     n_taken, states = 2 * SAMPLES * contour, history[contour]
     for curve in range(2):
         tips[2 * curve + 1, 0], tips[2 * curve + 1, 1] = states[curve, 0], states[curve, 1]
+    if not _choose_pairs(random, tips, pairs):
+        return -1
     for number in range(n_distractors):
         for _ in range(TRIES_OF_A_DISTRACTOR):
             states[0, 0], states[0, 1] = BORDER + inner * random.random(), BORDER + inner * random.random()
@@ -184,9 +209,9 @@ def _draw(dashes, discs, thickness, picture):  # type: ignore[no-untyped-def]
 @numba.njit(cache=True)
 def _scene(random, contour, distractor, n_distractors, continuity, taken, owners, tips, dashes, discs):  # type: ignore[no-untyped-def]
     """Draw a scene at random; return its number of dashes (-1: no room) and its label."""
-    n_taken = -1
+    n_taken, pairs = -1, np.empty((2, 2), np.int64)
     for _ in range(TRIES_OF_A_PICTURE):
-        n_taken = _grow(random, contour, distractor, n_distractors, continuity, taken, owners, tips)
+        n_taken = _grow(random, contour, distractor, n_distractors, continuity, taken, owners, tips, pairs)
         if n_taken >= 0:
             break
     if n_taken < 0:
@@ -197,11 +222,9 @@ def _scene(random, contour, distractor, n_distractors, continuity, taken, owners
             dashes[i, axis] = taken[SAMPLES * i + 1, axis] / REFERENCE_SIDE
             dashes[i, 2 + axis] = taken[SAMPLES * i + SAMPLES - 1, axis] / REFERENCE_SIDE
     label = 1 if random.random() < 0.5 else 0
-    first = 1 if random.random() < 0.5 else 0  # the curve whose beginning has a disc
-    second = first if label else 1 - first
-    for axis in range(2):
-        discs[0, axis] = tips[2 * first, axis] / REFERENCE_SIDE
-        discs[1, axis] = tips[2 * second + 1, axis] / REFERENCE_SIDE
+    for disc in range(2):
+        for axis in range(2):
+            discs[disc, axis] = tips[pairs[label, disc], axis] / REFERENCE_SIDE
     return n_dashes, label
 
 
