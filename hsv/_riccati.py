@@ -166,7 +166,12 @@ def stabilising_solution(
         one = equation.select(index)
         where = f" (system {tuple(index)})" if index else ""
         x[index] = _from_stable_subspace(one, where)
-    x, gain, weight, closed = _refined(equation, x)
+    try:
+        x, gain, weight, closed = _refined(equation, x)
+    except np.linalg.LinAlgError as error:
+        raise IllConditionedError(
+            "r + b^H x b of a discrete Riccati equation is singular to working precision; weight every input"
+        ) from error
     margin = _stable_margin(closed, discrete=discrete)
     sensitivity = np.linalg.norm(closed, axis=(-2, -1)) / margin
     return StabilisingSolution(x / (e * row), gain / row, weight, sensitivity)
@@ -301,34 +306,38 @@ def _poles_of_form(form: Matrix) -> Matrix:
 
 
 def _refined(equation: _Equation, x: Matrix) -> tuple[Matrix, Matrix, Matrix, Matrix]:
-    """Take steps of Newton's method while any residual of the batch falls by a half; return `x`, gain, weight and closed loop, and check that it is stable."""
+    """Take steps of Newton's method while any residual of the batch falls by a half; return `x`, gain, weight and closed loop."""
     solve = solve_discrete_lyapunov if equation.discrete else solve_continuous_lyapunov
     gain, weight = equation.gain(x)
     residual, size = equation.residual(x, gain)
-    error = _size(residual) / np.where(size > 0, size, 1.0)
+    backward = _size(residual) / np.where(size > 0, size, 1.0)
     for _ in range(_MOST_STEPS):
         closed = equation.a + product(equation.b, gain)
-        _stable_margin(closed, discrete=equation.discrete)
-        trial = x + solve(adjoint(closed), residual if equation.discrete else -residual)
+        try:
+            trial = x + solve(adjoint(closed), residual if equation.discrete else -residual)
+        except IllConditionedError as error:
+            raise IllConditionedError(
+                f"the Riccati equation has no stabilising solution to working precision: its closed loop has poles at the stability boundary ({error})"
+            ) from error
         trial_gain, trial_weight = equation.gain(trial)
         trial_residual, size = equation.residual(trial, trial_gain)
         trial_error = _size(trial_residual) / np.where(size > 0, size, 1.0)
-        better = trial_error < error
+        better = trial_error < backward
         x, gain, weight, residual = (
             np.where(better, new, old)
             for new, old in zip(
                 (trial, trial_gain, trial_weight, trial_residual), (x, gain, weight, residual), strict=True
             )
         )
-        halved = trial_error < 0.5 * error
-        error = np.where(better, trial_error, error)
-        if not np.any(halved & (error > 10 * _EPS)):
+        halved = trial_error < 0.5 * backward
+        backward = np.where(better, trial_error, backward)
+        if not np.any(halved & (backward > 10 * _EPS)):
             break
-    if error.size and error.max() > _ACCEPTED:
-        index = np.unravel_index(int(np.argmax(error)), error.shape)[:-2]
+    if backward.size and not backward.max() <= _ACCEPTED:  # nor NaN
+        index = np.unravel_index(int(np.argmax(backward)), backward.shape)[:-2]
         where = f" (system {tuple(int(i) for i in index)})" if index else ""
         raise IllConditionedError(
-            f"the residual of the Riccati equation{where} stays at {error.max():.1e} of its terms; the likely cause is a closed loop at the stability boundary"
+            f"the residual of the Riccati equation{where} stays at {backward.max():.1e} of its terms; the likely cause is a closed loop at the stability boundary"
         )
     return x, gain, weight, equation.a + product(equation.b, gain)
 
