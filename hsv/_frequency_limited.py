@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,8 +29,11 @@ from hsv._errors import DtypeError, HsvError
 from hsv._gramians import dual, factor, require_stable
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace
 
+Band = tuple[float, float] | Sequence[tuple[float, float]]
+"""``(low, high)``, or several such pairs."""
 
-def frequency_limited_gramians(sys: LinearSystem, band: tuple[float, float]) -> tuple[Array, Array]:
+
+def frequency_limited_gramians(sys: LinearSystem, band: Band) -> tuple[Array, Array]:
     r"""Return both Gramians of a band of frequencies, :math:`P_\Omega` and :math:`Q_\Omega`.
 
     .. math:: P_\Omega = \frac{1}{2\pi} \int_{\Omega} R(\omega)\, B B^H R(\omega)^H\,d\omega,\qquad
@@ -43,9 +48,9 @@ def frequency_limited_gramians(sys: LinearSystem, band: tuple[float, float]) -> 
     ----------
     sys : StateSpace or DiagonalStateSpace
         Stable.
-    band : (float, float)
+    band : (float, float), or a list of such pairs
         ``(low, high)`` with ``0 <= low < high``, in rad/s, or rad/sample where ``dt=True``. ``math.inf`` is allowed for ``high`` and stands for
-        :math:`\pi / \Delta t` in discrete time.
+        :math:`\pi / \Delta t` in discrete time. Several bands must not overlap; they count together.
 
     Returns
     -------
@@ -56,7 +61,7 @@ def frequency_limited_gramians(sys: LinearSystem, band: tuple[float, float]) -> 
     ------
     UnstableSystemError
     DtypeError, HsvError
-        The band is no pair of numbers, empty, or reaches beyond :math:`\pi / \Delta t`.
+        The band is no pair of numbers, empty, or reaches beyond :math:`\pi / \Delta t`; two bands overlap.
 
     Notes
     -----
@@ -77,13 +82,13 @@ def frequency_limited_gramians(sys: LinearSystem, band: tuple[float, float]) -> 
     >>> P, Q
     (array([[1.]]), array([[0.25]]))
     """
-    low, high = checked_band(sys, band)
+    edges = checked_bands(sys, band)
     if isinstance(sys, DiagonalStateSpace):
         require_stable(sys)
-        return _of_diagonal(sys, low, high)
+        return _of_diagonal(sys, edges)
     assert isinstance(sys, StateSpace)
     P, Q = (L @ conjugate_transpose(L) for L in (factor(sys), factor(dual(sys))))
-    S = band_operator(sys, low, high)
+    S = band_operator(sys, edges)
     half_P, half_Q = S @ P, Q @ S
     return (
         round_to(half_P + conjugate_transpose(half_P), sys.B),
@@ -91,17 +96,32 @@ def frequency_limited_gramians(sys: LinearSystem, band: tuple[float, float]) -> 
     )
 
 
-def band_operator(sys: StateSpace, low: float, high: float) -> Array:
-    r"""Return ``S`` of :func:`frequency_limited_gramians`, ``(..., n, n)``, which commutes with ``A``; the edges are those of :func:`checked_band`."""
+def band_operator(sys: StateSpace, edges: list[tuple[float, float]]) -> Array:
+    r"""Return ``S`` of :func:`frequency_limited_gramians`, ``(..., n, n)``, which commutes with ``A``; the edges are those of :func:`checked_bands`."""
     S: Array = on_host(
-        lambda A: _edge(A, high, discrete=sys.is_discrete) - _edge(A, low, discrete=sys.is_discrete),
+        lambda A: sum(
+            _edge(A, high, discrete=sys.is_discrete) - _edge(A, low, discrete=sys.is_discrete) for low, high in edges
+        ),
         widen(sys.A),
         reason="the matrix logarithm",
     )
     return S
 
 
-def checked_band(sys: LinearSystem, band: Any) -> tuple[float, float]:
+def checked_bands(sys: LinearSystem, band: Any) -> list[tuple[float, float]]:
+    """Return the edges of one band or several, ascending; see :func:`_checked_band`."""
+    several = isinstance(band, (list, tuple)) and len(band) > 0 and all(isinstance(x, (list, tuple)) for x in band)
+    edges = sorted(_checked_band(sys, one) for one in (band if several else [band]))
+    for (low, first), (second, high) in itertools.pairwise(edges):
+        if second < first:
+            step = sys.step if sys.is_discrete else 1.0
+            raise HsvError(
+                f"bands must not overlap, got ({low / step:.6g}, {first / step:.6g}) and ({second / step:.6g}, {high / step:.6g})"
+            )
+    return edges
+
+
+def _checked_band(sys: LinearSystem, band: Any) -> tuple[float, float]:
     """Return the edges of the band, as angles in discrete time, and infinity there as pi."""
     try:
         low, high = (float(edge) for edge in band)
@@ -126,11 +146,12 @@ def checked_band(sys: LinearSystem, band: Any) -> tuple[float, float]:
     return low * sys.step, min(high * sys.step, math.pi)
 
 
-def _of_diagonal(sys: DiagonalStateSpace, low: float, high: float) -> tuple[Array, Array]:
+def _of_diagonal(sys: DiagonalStateSpace, edges: list[tuple[float, float]]) -> tuple[Array, Array]:
     B, C = widen(sys.B), widen(sys.C)
-    positive = _half_band(sys, low, high)
+    positive = sum(_half_band(sys, low, high) for low, high in edges)
     if is_complex(sys.poles()):
-        kernel = positive + conjugate(_half_band(_conjugate_poles(sys), low, high))
+        mirror = _conjugate_poles(sys)
+        kernel = positive + conjugate(sum(_half_band(mirror, low, high) for low, high in edges))
     else:
         kernel = 2.0 * real(positive)
     kernel = 0.5 * (kernel + conjugate_transpose(kernel))

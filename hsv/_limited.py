@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from hsv._array import Array, conjugate_transpose, eye, namespace, to_host, zeros
 from hsv._blas import product
-from hsv._errors import HsvError
-from hsv._frequency_limited import band_operator, checked_band, frequency_limited_gramians
+from hsv._errors import DtypeError, HsvError
+from hsv._frequency_limited import Band, band_operator, checked_bands, frequency_limited_gramians
 from hsv._gramian_pair import (
     GramianPair,
     Source,
@@ -35,7 +37,7 @@ _WITHOUT_BOUND = "this method has only with stability='absolute-value', and wher
 
 
 def frequency_limited_truncation(
-    sys: LinearSystem, rule: Rule | int, band: tuple[float, float], *, stability: str | None = None
+    sys: LinearSystem, rule: Rule | int, band: Band, *, stability: str | None = None
 ) -> Reduction:
     r"""Reduce a stable system by balanced truncation within a band of frequencies.
 
@@ -52,7 +54,7 @@ def frequency_limited_truncation(
         Stable; continuous or discrete, real or complex, one system or a batch.
     rule : Rule or int
         As in :func:`balanced_truncation`, for the values of the band. ``ErrorBound`` only where there is a bound, see below.
-    band : (float, float)
+    band : (float, float), or a list of such pairs
         ``(low, high)`` as in :func:`frequency_limited_gramians`.
     stability : {None, "absolute-value", "positive-part"}
         None: the Gramians of the band. ``"absolute-value"``: :math:`|Y|`. ``"positive-part"``: the positive eigenvalues of :math:`Y` alone, closer to the band.
@@ -70,7 +72,7 @@ def frequency_limited_truncation(
     ------
     UnstableSystemError
     DtypeError, HsvError
-        The band is no pair of numbers, empty, or reaches beyond :math:`\pi / \Delta t`; `stability` is not known.
+        The band is no pair of numbers, empty, or reaches beyond :math:`\pi / \Delta t`, two bands overlap, or `stability` is not known.
     OrderError
         No order meets the rule, or ``ErrorBound`` where there is no bound.
 
@@ -106,7 +108,7 @@ def frequency_limited_truncation(
 
 
 def frequency_limited_singular_perturbation(
-    sys: LinearSystem, rule: Rule | int, band: tuple[float, float], *, stability: str | None = None
+    sys: LinearSystem, rule: Rule | int, band: Band, *, stability: str | None = None
 ) -> Reduction:
     """Reduce a stable system by singular perturbation approximation within a band of frequencies.
 
@@ -125,7 +127,7 @@ def frequency_limited_singular_perturbation(
 
 
 def time_limited_truncation(
-    sys: LinearSystem, rule: Rule | int, horizon: float, *, stability: str | None = None
+    sys: LinearSystem, rule: Rule | int, horizon: float | tuple[float, float], *, stability: str | None = None
 ) -> Reduction:
     r"""Reduce a system by balanced truncation within a window of time.
 
@@ -142,15 +144,17 @@ def time_limited_truncation(
         Continuous or discrete, real or complex, one system or a batch. Stable if `stability` is given.
     rule : Rule or int
         As in :func:`balanced_truncation`, for the values of the window. ``ErrorBound`` only where there is a bound.
-    horizon : int or float
-        Steps (discrete time, an int) or seconds (continuous time).
+    horizon : int or float, or a pair of them
+        Steps (discrete time, an int) or seconds (continuous time); a pair ``(start, end)`` is the window between them, whose Gramians are
+        :math:`e^{A t_1} P_{t_2 - t_1} e^{A^H t_1}`.
     stability : {None, "absolute-value", "positive-part"}
         As in :func:`frequency_limited_truncation`.
 
     Returns
     -------
     Reduction
-        ``hankel_singular_values`` are the roots of the eigenvalues of the product of the two Gramians used; ``error_bound`` as in :func:`frequency_limited_truncation`, over an infinite window.
+        ``hankel_singular_values`` are the roots of the eigenvalues of the product of the two Gramians used; ``error_bound`` as in :func:`frequency_limited_truncation`, over an infinite window; for
+        a window that starts later its factors hardly ever exist.
 
     Raises
     ------
@@ -185,12 +189,13 @@ def time_limited_truncation(
     (array([0.2]), array([0.98]))
     """
     check_stability_name(stability)
-    check_horizon(sys, horizon)
+    start, length = _checked_window(sys, horizon)
     rule = as_rule(rule)
     full = dense_in_double(sys)
     mirror = dual(full)
     assert isinstance(mirror, StateSpace)
-    (control, after), (observe, after_dual) = (_finite_factor(x, horizon) for x in (full, mirror))
+    windows = [_window(x, start, length) for x in (full, mirror)]
+    control, observe = (window.factor for window in windows)
     if not all(np.all(np.isfinite(to_host(L))) for L in (control, observe)):
         raise HsvError(
             f"the state grows beyond what double precision holds within the horizon {horizon}; take a shorter one, or scale B and C down"
@@ -200,17 +205,17 @@ def time_limited_truncation(
         noise = full.n_states * _EPS * norms[0] * norms[1]
         pair = GramianPair(Factors(control, observe), Rounding(noise, noise))
     else:
-        parts = [_window_source(x, end, stability) for x, end in ((full, after), (mirror, after_dual))]
+        parts = [_window_source(x, window, stability) for x, window in zip((full, mirror), windows, strict=True)]
         pair = _pair_of(full, *parts)
     return reduce_by_pair(sys, rule, pair, steady_state=False, without_bound=_WITHOUT_BOUND)
 
 
 def _frequency_limited(
-    sys: LinearSystem, rule: Rule | int, band: tuple[float, float], stability: str | None, *, steady_state: bool
+    sys: LinearSystem, rule: Rule | int, band: Band, stability: str | None, *, steady_state: bool
 ) -> Reduction:
     check_stability_name(stability)
     rule = as_rule(rule)
-    edges = checked_band(sys, band)
+    edges = checked_bands(sys, band)
     full = dense_in_double(sys)
     if stability is None:
         if isinstance(sys, DiagonalStateSpace) and not sys._conjugate_pairs:  # closed forms: their errors are relative
@@ -221,7 +226,7 @@ def _frequency_limited(
             rounding = noise_of_gramians(P, Q, controllability_gramian(full), observability_gramian(full))
         pair = GramianPair(Factors(factor_of_gramian(P), factor_of_gramian(Q)), rounding)
     else:
-        S = band_operator(full, *edges)
+        S = band_operator(full, edges)
         mirror = dual(full)
         assert isinstance(mirror, StateSpace)
         parts = [_band_source(x, T, stability) for x, T in ((full, S), (mirror, conjugate_transpose(S)))]
@@ -245,12 +250,45 @@ def _band_source(sys: StateSpace, S: Array, stability: str) -> Source:
     return positive_source(xp.concat([sys.B, product(S, sys.B)], axis=-1), J, sys.B, stability)
 
 
-def _window_source(sys: StateSpace, end: Array, stability: str) -> Source:
-    """``B B^H - (e^{AT} B) (e^{AT} B)^H``, made positive; `end` is ``e^{AT}``."""
+class _Window(NamedTuple):
+    """A factor of the controllability Gramian of a window, and the inputs' effect on the state at its two ends, ``e^{At} B``."""
+
+    factor: Array
+    first: Array
+    last: Array
+
+
+def _window(sys: StateSpace, start: float, length: float) -> _Window:
+    L, over = _finite_factor(sys, length)
+    first = sys.B
+    if start:
+        _, before = _finite_factor(sys, start)
+        L, first = product(before, L), product(before, first)
+    return _Window(L, first, product(over, first))
+
+
+def _window_source(sys: StateSpace, window: _Window, stability: str) -> Source:
+    """The right-hand side of the window's Lyapunov equation, the products of its two ends, made positive."""
     xp = namespace(sys.B)
     one, nothing = eye(sys.n_inputs, sys.B), zeros((sys.n_inputs, sys.n_inputs), sys.B)
     J = xp.concat([xp.concat([one, nothing], axis=-1), xp.concat([nothing, -one], axis=-1)], axis=-2)
-    return positive_source(xp.concat([sys.B, product(end, sys.B)], axis=-1), J, sys.B, stability)
+    return positive_source(xp.concat([window.first, window.last], axis=-1), J, sys.B, stability)
+
+
+def _checked_window(sys: LinearSystem, horizon: float | tuple[float, float]) -> tuple[float, float]:
+    """Start and length."""
+    if not isinstance(horizon, (tuple, list)):
+        check_horizon(sys, horizon)
+        return 0, horizon
+    if len(horizon) != 2:
+        raise DtypeError(f"horizon must be a number or a pair (start, end), got {horizon!r}")
+    start, end = horizon
+    check_horizon(sys, end)
+    if isinstance(start, bool) or start != 0:
+        check_horizon(sys, start)
+    if start >= end:
+        raise HsvError(f"horizon must satisfy 0 <= start < end, got ({start}, {end})")
+    return start, end - start
 
 
 def _finite_factor(sys: StateSpace, horizon: float) -> tuple[Array, Array]:

@@ -62,6 +62,48 @@ def test_the_gramians_of_the_window_are_balanced(make, dt, complex_, rng):
     assert red.error_bound is None
 
 
+@pytest.mark.parametrize("dt", [0, True])
+def test_a_window_that_starts_later(dt, rng):
+    """The difference of two windows from 0, which loses digits that the factors keep."""
+    sys = random_system(rng, n=4, complex_=False, dt=dt)
+    early, late = ((hsv.controllability_gramian(sys, t), hsv.observability_gramian(sys, t)) for t in (2, 6))
+    P, Q = (x - y for x, y in zip(late, early, strict=True))
+    red = quietly(hsv.time_limited_truncation, sys, 2, (2, 6))
+    np.testing.assert_allclose(red.hankel_singular_values, values_of(P, Q), rtol=1e-6, atol=1e-9)
+    from_zero = quietly(hsv.time_limited_truncation, sys, 2, (0, 6))
+    plain = quietly(hsv.time_limited_truncation, sys, 2, 6)
+    np.testing.assert_array_equal(from_zero.hankel_singular_values, plain.hankel_singular_values)
+    stable = hsv.time_limited_truncation(sys, 2, (2, 6), stability="absolute-value")
+    assert float(hsv.hinf_error(sys, stable.system)) <= float(
+        stable.error_bound
+    )  # four columns have the range of all four states
+    larger = random_system(rng, n=6, complex_=False, dt=dt)
+    assert hsv.time_limited_truncation(larger, 2, (2, 6), stability="absolute-value").error_bound is None
+    X = P
+    Y = X - sys.A @ X @ sys.A.T if dt else -sys.A @ X - X @ sys.A.T
+    values, vectors = np.linalg.eigh(Y)
+    solve = scipy.linalg.solve_discrete_lyapunov if dt else lambda a, q: scipy.linalg.solve_continuous_lyapunov(a, -q)
+    modified = solve(sys.A, (vectors * np.abs(values)) @ vectors.T)
+    found = stable.left.T @ modified @ stable.left
+    np.testing.assert_allclose(found, np.diag(stable.hankel_singular_values[:2]), atol=1e-8 * np.abs(found).max())
+
+
+@pytest.mark.parametrize("dt", [0, True])
+@pytest.mark.parametrize("make", [random_system, random_diagonal])
+def test_two_bands_count_together(make, dt, rng):
+    sys, bands = make(rng, n=4, dt=dt), [(1.0, 2.0), (0.2, 0.5)]
+    parts = [hsv.frequency_limited_gramians(sys, band) for band in bands]
+    P, Q = hsv.frequency_limited_gramians(sys, bands)
+    np.testing.assert_allclose(P, parts[0][0] + parts[1][0], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(Q, parts[0][1] + parts[1][1], rtol=1e-9, atol=1e-12)
+    whole = hsv.frequency_limited_gramians(sys, [(0.2, 0.7), (0.7, 2.0)])  # bands may touch
+    np.testing.assert_allclose(whole[0], hsv.frequency_limited_gramians(sys, (0.2, 2.0))[0], rtol=1e-8, atol=1e-12)
+    red = quietly(hsv.frequency_limited_truncation, sys, 2, bands)
+    np.testing.assert_allclose(red.hankel_singular_values, values_of(P, Q), rtol=1e-5, atol=1e-9)
+    stable = hsv.frequency_limited_truncation(sys, 2, bands, stability="absolute-value")
+    assert float(hsv.hinf_error(sys, stable.system)) <= float(stable.error_bound)
+
+
 @pytest.mark.parametrize("stability", [None, "absolute-value", "positive-part"])
 @pytest.mark.parametrize("dt", [0, True])
 @pytest.mark.parametrize("make", [random_system, random_diagonal])
@@ -282,15 +324,34 @@ def test_rules(rng):
         (0.0, 0, hsv.HsvError, "positive, finite number of seconds, got 0"),
         (math.inf, 0, hsv.HsvError, "positive, finite number of seconds"),
         ("a", 0, hsv.DtypeError, "number of seconds"),
-        ((1, 1), 0, hsv.HsvError, "0 <= low < high"),
-        ((0, 4), True, hsv.HsvError, r"pi / dt = 3.14159"),
+        ((2, 1), 0, hsv.HsvError, r"0 <= start < end, got \(2, 1\)"),
+        ((0, 0), True, hsv.HsvError, "horizon must be at least 1 step"),
+        ((-1, 1), True, hsv.HsvError, "horizon must be at least 1 step, got -1"),
+        ((1, 2, 3), True, hsv.DtypeError, "a number or a pair"),
+        ((True, 2), True, hsv.DtypeError, "horizon must be an int"),
     ],
 )
-def test_limits_that_make_no_sense_are_refused(limit, dt, error, message):
-    sys = hsv.DiagonalStateSpace([-0.5], [[1.0]], [[1.0]], dt=dt)
-    method = hsv.frequency_limited_truncation if isinstance(limit, tuple) else hsv.time_limited_truncation
+def test_windows_that_make_no_sense_are_refused(limit, dt, error, message):
     with pytest.raises(error, match=message):
-        method(sys, 1, limit)
+        hsv.time_limited_truncation(hsv.DiagonalStateSpace([-0.5], [[1.0]], [[1.0]], dt=dt), 1, limit)
+
+
+@pytest.mark.parametrize(
+    ("band", "dt", "message"),
+    [
+        ((1, 1), 0, "0 <= low < high"),
+        ((0, 4), True, r"pi / dt = 3.14159"),
+        ([(0, 1), (2, 2)], 0, "0 <= low < high"),
+        ([(1, 3), (0.5, 2)], 0, r"bands must not overlap, got \(0.5, 2\) and \(1, 3\)"),
+        ([(1, 3), (0.5, 2)], 0.5, r"bands must not overlap, got \(0.5, 2\) and \(1, 3\)"),
+        ([], 0, "pair of numbers"),
+    ],
+)
+def test_bands_that_make_no_sense_are_refused(band, dt, message):
+    sys = hsv.DiagonalStateSpace([-0.5], [[1.0]], [[1.0]], dt=dt)
+    for method in (*BANDS, lambda sys, _, band: hsv.frequency_limited_gramians(sys, band)):
+        with pytest.raises(hsv.HsvError, match=message):
+            method(sys, 1, band)
 
 
 def test_unknown_ways_to_stability_are_refused():
