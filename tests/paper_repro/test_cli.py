@@ -59,7 +59,15 @@ def test_a_run_is_trained_found_again_and_shown(capsys, monkeypatch, tmp_path):
         (["run", "digits", "--seed", "-1"], "key 'seed'"),
         (["run", "digit"], "did you mean 'digits'?"),
         (["run", "digits", "--sizes-of", "nobody"], "no finished run 'nobody'"),
-        (["run", "fashion_mnist", "--data-dir", "/nowhere"], "/nowhere/train-images-idx3-ubyte[.gz]"),
+        (["run", "fashion_mnist", "--data-dir", "/nowhere"], "/nowhere/ (no such folder)"),
+        (["run", "digits", "--arm", "distilled", "--starts-from", "nobody"], "--starts-from: no finished run 'nobody'"),
+        (["run", "digits", "--quick"], "--quick, --cpu, --gpu and --paper are for tables"),
+        (["run", "methods"], "give one of --quick, --cpu, --gpu and --paper"),
+        (["run", "methods", "--quick", "--rows", "fulll"], "--rows: fulll not in this table"),
+        (["run", "methods", "--quick", "--seeds", "one"], "--seeds takes whole numbers"),
+        (["run", "methods", "--quick", "--launcher", "ray"], "--launcher takes slurm, local, debug"),
+        (["table", "method", "--cpu"], "did you mean 'methods'?"),
+        (["collect", "methods", "--quick"], "has no finished run of table methods --quick"),
         (["select-lr", "digits", "--rates", "fast"], "--rates takes numbers"),
         (["table"], "no finished run"),
     ],
@@ -78,3 +86,41 @@ def test_the_help_fits_one_screen_and_has_an_example():
     assert len(text.splitlines()) <= 24
     for words in ("demo", "run", "select-lr", "table", "Example: python -m paper_repro run digits"):
         assert words in text
+
+
+def test_a_run_stops_when_its_minutes_are_over_and_the_same_command_goes_on(capsys, monkeypatch, tmp_path):
+    arguments = ("run", "digits", "--arm", "full", "--out", str(tmp_path), *sets(SMALL))
+    code, out, _ = run(capsys, monkeypatch, *arguments, "--minutes", "0")
+    assert code == cli.NOT_FINISHED
+    assert "the same command goes on" in out.replace("\n", " ")
+    assert not read_results(tmp_path)
+    assert run(capsys, monkeypatch, *arguments)[0] == 0
+    assert len(read_results(tmp_path)) == 1
+
+
+def test_a_run_can_start_from_another_one(capsys, monkeypatch, tmp_path):
+    full = ("run", "digits", "--arm", "full", "--out", str(tmp_path), *sets(SMALL))
+    assert run(capsys, monkeypatch, *full)[0] == 0
+    [result] = read_results(tmp_path)
+    cut = ("run", "digits", "--arm", "post_training", "--starts-from", result.run_id, "--out", str(tmp_path))
+    code, out, _ = run(capsys, monkeypatch, *cut, *sets([*SMALL[1:], "steps=0", "order=5", "tau=none"]))
+    assert code == 0
+    assert "cut after training" in out
+    assert read_results(tmp_path)[1].states_after == (5,)
+
+
+def test_tables_presets_and_tasks_are_listed(capsys, monkeypatch):
+    _, out, _ = run(capsys, monkeypatch, "run", "--list")
+    assert "table2  methods: every method at one size (--quick --cpu --paper)" in out
+    assert "smnist" in out
+    _, out, _ = run(capsys, monkeypatch, "tasks")
+    assert "pathfinder" in out
+
+
+def test_a_table_that_was_not_run_is_shown_as_such_in_every_form(capsys, monkeypatch, tmp_path):
+    for style in ("terminal", "markdown", "latex", "csv"):
+        code, out, _ = run(
+            capsys, monkeypatch, "table", "methods", "--quick", "--out", str(tmp_path), "--format", style
+        )
+        assert code == 0
+        assert out.count("not run") >= 16
