@@ -38,10 +38,6 @@ class Batch(NamedTuple):
         """The arguments of a model: inputs, and lengths where sequences are padded."""
         return (self.inputs,) if self.lengths is None else (self.inputs, self.lengths)
 
-    def to(self, device: torch.device) -> Batch:
-        """Return the same batch on `device`."""
-        return Batch(*(None if part is None else part.to(device) for part in self))  # type: ignore[arg-type]
-
 
 @dataclass(frozen=True)
 class PixelScale:

@@ -56,7 +56,7 @@ class Imdb(ByteTask):
     """1 if a review of a film is positive, 0 if negative: its first 4,096 bytes.
 
     The test set is the published one. The Long Range Arena has no validation set and chooses by the test set; here the last tenth of each class of the published
-    training set is held out, in the order of the files' numbers: reviews of a film have neighbouring numbers, so that hardly a film is in both sets.
+    training set is held out, in the order of the files' numbers: neighbouring numbers are often reviews of one film, and stay together.
     Source: A. Maas et al., "Learning word vectors for sentiment analysis", ACL 2011; as bytes Y. Tay et al., "Long Range Arena", ICLR 2021.
     """
 

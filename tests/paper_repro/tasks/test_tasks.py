@@ -90,3 +90,17 @@ def test_a_configuration_knows_its_task_and_the_options_before_anything_is_loade
         make_config({**preset, "task": "cifar10", "task_options": {"grey": 1}})
     config = make_config({**preset, "task": "cifar10", "task_options": {"grey": True}})
     assert config.task_options["grey"] is True
+
+
+def test_what_a_task_takes_is_printed_as_a_table(capsys, monkeypatch, tmp_path):
+    from paper_repro.tasks.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["digits"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert lines[2].startswith("| digits | 1,085 / 357 / 355 | 64 | 0.4 | ")  # 1,797 * (64 * 4 + 1) bytes
+    assert main(["digits", "mnist"]) == 1
+    captured = capsys.readouterr()
+    assert "MNIST was not found" in captured.err
+    assert "data/mnist/" in captured.err
