@@ -72,7 +72,12 @@ def make_compressor(
     except hsv.OrderError as error:
         raise ConfigurationError(f"key 'order': {error}") from error
     except hsv.HsvError as error:
-        raise ConfigurationError(f"keys 'steps', 'window' and 'attempts': {error}") from error
+        keys = (
+            "'steps', 'window' and 'attempts'"
+            if config.arm != "pragmatic"
+            else "'window', 'attempts' and 'decide_after'"
+        )
+        raise ConfigurationError(f"keys {keys}: {error}") from error
 
 
 def cut_before_training(

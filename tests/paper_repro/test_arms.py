@@ -159,6 +159,14 @@ def test_a_pragmatic_run_whose_cuts_are_all_undone_is_the_full_run(tmp_path, sma
     assert pragmatic.journal.spectra == full.journal.spectra
 
 
+def test_attempts_that_leave_no_time_to_decide_name_their_keys(small_config, dataset):
+    for values in ({"attempts": 2, "decide_after": 10, "window": (0.0, 0.5)}, {"attempts": 2, "window": (0.0, 1.0)}):
+        with pytest.raises(
+            ConfigurationError, match=r"'window', 'attempts' and 'decide_after': .*attempt \d is at step"
+        ):
+            Training(small_config(arm="pragmatic", **values), dataset)
+
+
 def test_the_window_is_approached_in_equal_ratios(tmp_path, small_config, dataset):
     config = small_config(
         arm="in_training", tau=None, order=3, gradual=True, attempts=2, window=(0.0, 0.5), n_states=12
