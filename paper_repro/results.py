@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 
@@ -73,6 +73,8 @@ class Timing(Record):
     they are equal where the size never changed. `training` counts optimizer steps and reductions, `warm_up` what was
     spent before on compiling or loading kernels, `wall` everything but that. Parts of `training` are `penalty` (with its gradient), `teacher` (its
     forward passes) and `undone` (steps that were taken back with a cut); `earlier`, the training of the model that the run started from, is none.
+    `clock` says by what all of them but `warm_up` and `wall` were taken: with one thread on a CPU the processor time of the process, which other programs
+    hardly change, else the time on the wall.
     """
 
     warm_up: float
@@ -85,6 +87,7 @@ class Timing(Record):
     teacher: float = 0.0
     undone: float = 0.0
     earlier: float = 0.0
+    clock: Literal["wall", "processor"] = "wall"
 
     @property
     def with_earlier_runs(self) -> float:

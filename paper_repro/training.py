@@ -64,6 +64,7 @@ class Training:
         torch.manual_seed(config.seed)
         self.config = config
         self.dataset = dataset
+        self._clock = time.process_time if _counts_processor_time(config) else time.perf_counter
         self.step = 0
         self.model = build_model(config, dataset)
         self.batches = make_batches(config, dataset)
@@ -87,7 +88,7 @@ class Training:
 
     def advance(self) -> None:
         """Take one optimizer step, cut if it is time, and validate if it is time."""
-        start = time.perf_counter()
+        start = self._clock()
         batch = self.batches.next()
         self.model.train()
         loss = self._loss(batch)
@@ -105,7 +106,7 @@ class Training:
         self.optimizer.step()
         self.scheduler.step()
         self._wait_for_device()
-        self.journal.step_seconds.append(time.perf_counter() - start)
+        self.journal.step_seconds.append(self._clock() - start)
         self.step += 1
         self._compress(value)
         if self.step % self.config.evaluate_every == 0 or self.step == self.config.steps:
@@ -116,11 +117,11 @@ class Training:
         if self.teacher is None:
             return cross_entropy(scores, batch.labels)
         self._wait_for_device()
-        start = time.perf_counter()
+        start = self._clock()
         with torch.no_grad():
             wanted = self.teacher(*batch.arguments)
         self._wait_for_device()
-        self.journal.teacher_seconds += time.perf_counter() - start
+        self.journal.teacher_seconds += self._clock() - start
         return distillation_loss(
             scores,
             wanted,
@@ -141,11 +142,11 @@ class Training:
         """Add the gradient of the penalty to the gradients, apart from that of the loss so that its time is known."""
         assert self.config.penalty_weight is not None
         self._wait_for_device()
-        start = time.perf_counter()
+        start = self._clock()
         weight = self.config.penalty_weight * self.config.penalty_every
         (weight * PENALTIES[self.config.penalty_by](self.model)).backward()
         self._wait_for_device()
-        self.journal.penalty_seconds += time.perf_counter() - start
+        self.journal.penalty_seconds += self._clock() - start
 
     def save(self, path: Path) -> None:
         """Write all that `restore` needs; the file has either its old or its new content at every moment."""
@@ -201,10 +202,10 @@ class Training:
         self.model.load_state_dict(self.start.model.state_dict())
         self._record_sizes()
         self._record_spectra()
-        start = time.perf_counter()
+        start = self._clock()
         history = cut_before_training(self.config, self.model, self.optimizer, self.dataset)
         self._wait_for_device()
-        self.journal.reduction_seconds += time.perf_counter() - start
+        self.journal.reduction_seconds += self._clock() - start
         self.journal.first_cut = history.to_dict()
         self._record_sizes()
         self._validate()
@@ -240,6 +241,7 @@ class Training:
                 penalty=journal.penalty_seconds,
                 teacher=journal.teacher_seconds,
                 undone=journal.undone_seconds,
+                clock="processor" if _counts_processor_time(self.config) else "wall",
                 earlier=0.0 if self.start is None else self.start.result.timing.with_earlier_runs,
             ),
             states_before=sizes[0].states,
@@ -265,10 +267,10 @@ class Training:
     def _compress(self, loss: float) -> None:
         if self.compressor is None:
             return
-        start = time.perf_counter()
+        start = self._clock()
         event = self.compressor.step(loss)
         self._wait_for_device()
-        self.journal.reduction_seconds += time.perf_counter() - start
+        self.journal.reduction_seconds += self._clock() - start
         if event is None:
             return
         if self.compressor.steps < self.step:  # a cut was undone, and with it the steps since
@@ -441,6 +443,11 @@ def _run_to_end(
             raise RunInterruptedError(
                 f"{config.run_id} stopped after step {training.step} of {config.steps}; the same command goes on"
             )
+
+
+def _counts_processor_time(config: RunConfig) -> bool:
+    """Say whether steps are timed by what the processor did for this process: with one thread that is the time on an idle machine."""
+    return config.threads == 1 and torch.device(config.device).type == "cpu"
 
 
 def _describe(training: Training) -> str:

@@ -49,9 +49,9 @@ class RowFigures:
         return summarise(values).mean if values else None
 
     @property
-    def device(self) -> str | None:
-        """The machine of the runs, where it is one and the same."""
-        devices = {run.provenance.device for run in self.runs.values()}
+    def device(self) -> tuple[str, str] | None:
+        """The machine of the runs and the clock of their times, where they are one and the same."""
+        devices = {(run.provenance.device, run.timing.clock) for run in self.runs.values()}
         return devices.pop() if len(devices) == 1 else None
 
     def seconds(self) -> dict[int, float]:
@@ -112,7 +112,7 @@ def difference(first: RowFigures | None, second: RowFigures | None) -> PairedDif
 
 
 def speed_up(row: RowFigures | None, full: RowFigures | None) -> float | None:
-    """Return how many times as fast as the full model the row was trained, the median over the seeds of both; None unless on one and the same machine."""
+    """Return how many times as fast as the full model the row was trained, the median over the seeds of both; None unless on one and the same machine, by the same clock."""
     if row is None or full is None or row.device is None or row.device != full.device:
         return None
     own, theirs = row.seconds(), full.seconds()
@@ -177,7 +177,7 @@ def make_grid(figures: TableFigures) -> Grid:
     notes = [
         plan.about.strip(),
         f"{done} of {planned} runs. Accuracy on the test set: mean of all seeds ± half of its 95 % interval by Student's t; beside it the mean of the best {BEST}, which is the paper's habit. "
-        "Differences in points are paired by seed, ± half of their 95 % interval (number of pairs). Speed: training time of the full model over that of the row, median of the seeds; a row has the time of its teacher or start in it.",
+        "Differences in points are paired by seed, ± half of their 95 % interval (number of pairs). Speed: training time of the full model over that of the row, median of the seeds; a row has the time of its teacher or start in it. Times of CPUs are processor time of one thread.",
         *_rate_notes(figures),
         *([f"The paper's figures: {plan.source}."] if papers else []),
     ]  # fmt: skip
