@@ -23,10 +23,11 @@ from hsv._lyapunov import (
 )
 
 _EPS = float(np.finfo(np.float64).eps)
-_MOST_STEPS = 8  # of Newton's method: one or two suffice but near the boundary, where the subspace is poor
-_ACCEPTED = (
-    1e-10  # residual, relative to the terms of the equation: a solved equation has 1e-14, a failed one 1e-4 and more
-)
+_NEGLIGIBLE = 1e-4  # terms of the equation, relative to its coefficients, that rounding errors are not compared with
+# Newton's method: one step suffices but for closed loops near the stability boundary, where the subspace is poor and the first step makes it worse.
+_MOST_STEPS, _MOST_IDLE_STEPS = 12, 3
+_CONVERGED = 1e-14  # residual, relative to the terms of the equation
+_ACCEPTED = 1e-10  # the same: a solved equation has 1e-12 and less, a failed one 1e-4 and more
 
 
 class StabilisingSolution(NamedTuple):
@@ -213,7 +214,9 @@ class _Equation(NamedTuple):
             half = product(x, closed)
             terms = [half, adjoint(half), weighted]
         total = terms[0] + terms[1] + terms[2]
-        return _hermitian(total), _size(terms[0]) + _size(terms[1]) + _size(terms[2])
+        size = _size(terms[0]) + _size(terms[1]) + _size(terms[2])
+        # Where q = 0 and all poles are stable x = 0, and the terms are rounding errors themselves: of the coefficients, in balanced coordinates.
+        return _hermitian(total), size + _NEGLIGIBLE * (_size(self.a) + 1.0)
 
 
 def _from_stable_subspace(equation: _Equation, where: str) -> Matrix:
@@ -306,33 +309,34 @@ def _poles_of_form(form: Matrix) -> Matrix:
 
 
 def _refined(equation: _Equation, x: Matrix) -> tuple[Matrix, Matrix, Matrix, Matrix]:
-    """Take steps of Newton's method while any residual of the batch falls by a half; return `x`, gain, weight and closed loop."""
+    """Take steps of Newton's method until all residuals of the batch are rounding errors or none of them falls; return `x`, gain, weight and closed loop."""
     solve = solve_discrete_lyapunov if equation.discrete else solve_continuous_lyapunov
     gain, weight = equation.gain(x)
     residual, size = equation.residual(x, gain)
-    backward = _size(residual) / np.where(size > 0, size, 1.0)
+    best, backward, idle = (x, gain, weight), _size(residual) / size, 0
     for _ in range(_MOST_STEPS):
+        # From a poor start the first step may go far beyond, to come back from above.
         closed = equation.a + product(equation.b, gain)
         try:
-            trial = x + solve(adjoint(closed), residual if equation.discrete else -residual)
+            x = x + solve(adjoint(closed), residual if equation.discrete else -residual)
         except IllConditionedError as error:
             raise IllConditionedError(
                 f"the Riccati equation has no stabilising solution to working precision: its closed loop has poles at the stability boundary ({error})"
             ) from error
-        trial_gain, trial_weight = equation.gain(trial)
-        trial_residual, size = equation.residual(trial, trial_gain)
-        trial_error = _size(trial_residual) / np.where(size > 0, size, 1.0)
-        better = trial_error < backward
-        x, gain, weight, residual = (
-            np.where(better, new, old)
-            for new, old in zip(
-                (trial, trial_gain, trial_weight, trial_residual), (x, gain, weight, residual), strict=True
-            )
+        gain, weight = equation.gain(x)
+        residual, size = equation.residual(x, gain)
+        found = _size(residual) / size
+        better = found < backward
+        best = (
+            np.where(better, x, best[0]),
+            np.where(better, gain, best[1]),
+            np.where(better, weight, best[2]),
         )
-        halved = trial_error < 0.5 * backward
-        backward = np.where(better, trial_error, backward)
-        if not np.any(halved & (backward > 10 * _EPS)):
+        idle = 0 if np.any((found < 0.5 * backward) & (backward > _CONVERGED)) else idle + 1
+        backward = np.where(better, found, backward)
+        if np.all(backward <= _CONVERGED) or idle == _MOST_IDLE_STEPS:
             break
+    x, gain, weight = best
     if backward.size and not backward.max() <= _ACCEPTED:  # nor NaN
         index = np.unravel_index(int(np.argmax(backward)), backward.shape)[:-2]
         where = f" (system {tuple(int(i) for i in index)})" if index else ""
@@ -368,7 +372,14 @@ def _units(a: Matrix, b: Matrix, q: Matrix, r: Matrix, s: Matrix) -> np.ndarray:
     )
     np.fill_diagonal(size, 0.0)
     _, (scale, _) = scipy.linalg.matrix_balance(size, permute=False, separate=True)
-    exponent = np.round(0.5 * (np.log2(scale[:n]) - np.log2(scale[n : 2 * n])))
+    exponent = 0.5 * (np.log2(scale[:n]) - np.log2(scale[n : 2 * n]))
+    e = np.exp2(np.round(exponent))[:, None]
+    weight = np.linalg.norm(r) or 1.0
+    reach = np.linalg.norm(b / e) ** 2 / weight
+    cost = np.linalg.norm(e * q * e.T) + np.linalg.norm(e * s) ** 2 / weight
+    if reach > 0 and cost > 0:
+        exponent = exponent + 0.25 * np.log2(reach / cost)
+    exponent = np.round(exponent)
     return np.ldexp(1.0, exponent.astype(int))
 
 

@@ -147,7 +147,8 @@ def truncate(
     """
     U, values, Vh = singular_value_decomposition(factors)
     assert factors.sensitivity is not None
-    size = np.linalg.norm(factors.controllability, axis=(-2, -1)) * np.linalg.norm(factors.observability, axis=(-2, -1))
+    rows = (np.linalg.norm(L, axis=-1) for L in factors[:2])
+    size = np.sum(np.multiply(*rows), axis=-1)  # |Lo| |Lc| in units of the states that make it smallest
     rounding = Rounding(_EPS * size, (sys.n_states + factors.sensitivity) * _EPS * size)
     orders, notes = _orders(as_rule(rule), values, bounds, rounding, least)
     ranks = numerical_rank(values, rounding)

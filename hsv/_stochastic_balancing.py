@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
-from hsv._blas import eigenvalues, product
+from hsv._blas import product
 from hsv._errors import DtypeError, HsvError, IllConditionedError
 from hsv._hankel import Factors
-from hsv._lyapunov import Matrix, adjoint, solve_lyapunov_factored
+from hsv._lyapunov import Matrix, adjoint, solve_lyapunov_factored_pair
 from hsv._order import Rule
 from hsv._riccati import stabilising_solution
 from hsv._riccati_balancing import RiccatiReduction, stable_matrices_on_host, storage_factor, tail_sums, truncate
@@ -90,7 +90,9 @@ def stochastic_truncation(sys: LinearSystem, rule: Rule | int, *, alpha: float =
     A, B, C, D = stable_matrices_on_host(sys)
     p = C.shape[-2]
     power = product(D, adjoint(D)) + alpha**2 * np.eye(p)
-    control = np.asarray(solve_lyapunov_factored(A, B, discrete=sys.is_discrete))
+    pair = solve_lyapunov_factored_pair(A, B, C, discrete=sys.is_discrete)
+    assert pair.sensitivity is not None  # on the host it is there
+    control = product(pair.right, pair.controllability)
     seen = product(C, control)  # C P C^H = seen seen^H
     reached = product(control, adjoint(seen))  # P C^H
     if sys.is_discrete:
@@ -106,7 +108,7 @@ def stochastic_truncation(sys: LinearSystem, rule: Rule | int, *, alpha: float =
         raise IllConditionedError(
             f"the spectral factor of G G^H was not found ({error}); likely causes: a zero on the stability boundary or close to it, or fewer inputs than outputs; pass alpha > 0"
         ) from error
-    factors = Factors(control, observe, sensitivity=np.maximum(solution.sensitivity, _sensitivity(A, sys.is_discrete)))
+    factors = Factors(control, observe, sensitivity=np.maximum(solution.sensitivity, pair.sensitivity))
     return truncate(
         sys, rule, factors, _bounds, "relative_error_bound", exact_at_minus_one=sys.is_discrete, least=_zeros_outside
     )
@@ -116,17 +118,12 @@ def _bounds(values: np.ndarray) -> np.ndarray:
     """The product of ``(1 + s) / (1 - s)``, less one, without cancellation; infinite where a discarded value is 1."""
     at_one = values >= 1.0
     terms = np.where(at_one, np.inf, np.arctanh(np.where(at_one, 0.0, values)))
-    return np.expm1(np.minimum(2 * tail_sums(terms), 709.0))
+    with np.errstate(over="ignore"):
+        return np.asarray(np.expm1(2 * tail_sums(terms)))
 
 
 def _zeros_outside(values: np.ndarray) -> np.ndarray:
     return np.asarray(np.sum(values >= 1.0 - _AT_ONE, axis=-1))
-
-
-def _sensitivity(A: Matrix, discrete: bool) -> np.ndarray:
-    poles = eigenvalues(A)
-    margin = (1.0 - np.abs(poles) if discrete else -poles.real).min(axis=-1)
-    return np.asarray(np.linalg.norm(A, axis=(-2, -1)) / margin)
 
 
 def _checked_alpha(alpha: float) -> float:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.optimize
 from hypothesis import given
 from hypothesis import strategies as st
 from pymor.models.iosys import LTIModel
@@ -194,5 +195,15 @@ def test_refusals():
         hsv.HsvError, match=r"smallest eigenvalue of G \+ G\^H of system \(1,\) found on a grid is -4, at w = 0"
     ):
         hsv.positive_real_truncation(negative, 1)
-    with pytest.raises(hsv.IllConditionedError, match="only just"):
-        hsv.positive_real_truncation(hsv.StateSpace([[-1.0]], [[1.0]], [[-1.0 + 1e-15]], [[1.0]], dt=0), 1)
+
+
+def test_a_violation_between_the_frequencies_that_are_looked_at():
+    """By 1e-8 at the one frequency where G + G^H is smallest: the equations have no solution, and the message does not claim to have seen why."""
+    A = [[-0.5, 2.0, 0.0], [-2.0, -0.5, 0.0], [0.0, 0.0, -1.0]]
+    sys = hsv.StateSpace(A, [[1.0], [0.0], [1.0]], [[-1.0, 0.0, -0.6]], [[1.0]], dt=0)
+    least = scipy.optimize.minimize_scalar(
+        lambda w: least_eigenvalue(sys, np.array([w])), bounds=(1.0, 3.0), method="bounded", options={"xatol": 1e-12}
+    )
+    active = with_feedthrough(sys, sys.D - 0.5 * (least.fun + 1e-8))
+    with pytest.raises(hsv.IllConditionedError, match="not passive at a frequency between, or only just"):
+        hsv.positive_real_truncation(active, 2)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import hsv
+from tests.hsv import reference_systems
 from tests.hsv.test_array_libraries import convert
 from tests.hsv.test_systems import random_diagonal, random_system
 from tests.tolerances import tolerance
@@ -279,6 +280,38 @@ def test_a_reduction_prints_the_bound_that_it_has():
         hsv.StateSpace(np.diag([2.0, -1.0, -8.0]), np.eye(3), np.eye(3), np.eye(3), dt=0), 1, hsv.stochastic_truncation
     )
     assert repr(stable_part) == "<Reduction: 2 states, relative error at most 0.125>"
+
+
+def with_norm_one_and_a_feedthrough(sys):
+    """Any stable square system, made passive, invertible and bounded: of norm 1 beside a feedthrough of 1.05."""
+    norm = float(hsv.hinf_norm(sys))
+    return hsv.StateSpace(sys.A, sys.B, sys.C / norm, 1.05 * np.eye(sys.n_inputs), dt=sys.dt)
+
+
+@pytest.mark.parametrize("dt", [0, True])
+@pytest.mark.parametrize(
+    "reference",
+    [reference_systems.heat_equation(60), reference_systems.clamped_beam(15), reference_systems.penzl_fom(5)],
+    ids=["heat equation", "clamped beam", "FOM"],
+)
+def test_badly_scaled_and_lightly_damped_systems(reference, dt):
+    """The beam has a norm of 1e10 and poles 0.03 from the axis: without balancing of the equation, or with fewer steps of Newton's method, it is not solved."""
+    sys = with_norm_one_and_a_feedthrough(reference.system())
+    sys = hsv.discretize(sys, 0.1, "bilinear") if dt else sys
+    w = frequencies(sys, 101)
+    for method, order in [
+        (hsv.lqg_balanced_truncation, 6),
+        (partial(hsv.bounded_real_truncation, gamma=2.06), 6),
+        (hsv.positive_real_truncation, 6),
+        (hsv.stochastic_truncation, 6),
+        (partial(hsv.coprime_factor_reduction, factorization=hsv.inner_coprime_factors), 6),
+    ]:
+        red = method(sys, order)
+        bound = next(float(getattr(red, name)) for name in BOUNDS if getattr(red, name) is not None)
+        # |G| and |G_r| are below 2.1: (1 + 2.1^2) times the gap, (1 + 2.1)^2 / 2 times the error of the scattering function
+        error = np.abs(sys.frequency_response(w) - red.system.frequency_response(w)).max()
+        assert error <= 5.5 * bound
+        assert np.all(np.isfinite(red.characteristic_values))
 
 
 @pytest.mark.parametrize("dt", [0, True])
