@@ -25,7 +25,11 @@ import hsv_torch
 from hsv_torch.report import plot_spectra
 
 IMAGES = Path(__file__).parent / "images"
-BLUE, ORANGE, BLACK = "#0072b2", "#d55e00", "#000000"  # Okabe and Ito's colours, which most colour-blind readers tell apart
+BLUE, ORANGE, BLACK = (
+    "#0072b2",
+    "#d55e00",
+    "#000000",
+)  # Okabe and Ito's colours, which most colour-blind readers tell apart
 PICTURES: dict[str, Callable[[], Figure]] = {}
 
 
@@ -95,9 +99,7 @@ def shrinking_run() -> Figure:
     model, steps, every = classifier("lru", 64), 2000, 50
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     schedule = hsv_torch.Schedule(total_steps=steps, window=(0.0, 0.4), attempts=4)
-    compressor = hsv_torch.InTrainingCompressor(
-        model, optimizer, rule=hsv.HankelSum(discard=0.1), schedule=schedule
-    )
+    compressor = hsv_torch.InTrainingCompressor(model, optimizer, rule=hsv.HankelSum(discard=0.1), schedule=schedule)
     _, _, pixels, labels = digits()
     states, found = [model.n_states[0]], []
 

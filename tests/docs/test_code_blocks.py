@@ -1,45 +1,28 @@
 """Every Python block of the documentation runs, top to bottom on each page, and prints what the page says it prints."""
 
-import contextlib
-import io
-import re
 from pathlib import Path
 
 import pytest
 
+from docs.extensions.code_blocks import blocks, run_blocks
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+WITH_CODE = [page for page in PAGES if any(language == "python" for language, _, _ in blocks(page.read_text()))]
 
 
-def blocks(page: Path) -> list[tuple[str, str, int]]:
-    """Return language, text and first line number of each fenced block."""
-    text = page.read_text()
-    return [(m[1], m[2], text.count("\n", 0, m.start(2)) + 1) for m in FENCE.finditer(text)]
-
-
-@pytest.mark.parametrize(
-    "page",
-    [page for page in PAGES if any(language == "python" for language, _, _ in blocks(page))],
-    ids=lambda page: str(page.relative_to(ROOT)),
-)
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(ROOT)))
 def test_code_blocks(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # pages may write files
-    namespace = {"__name__": "__main__"}
-    printed = None
-    for language, text, line in blocks(page):
-        if language == "python":
-            code = compile("\n" * (line - 1) + text, page, "exec")  # tracebacks then name the line of the page
-            with contextlib.redirect_stdout(io.StringIO()) as output:
-                exec(code, namespace)
-            printed = output.getvalue()
-        elif language == "text" and printed is not None:
-            assert printed.strip() == text.strip(), (
-                f"{page.relative_to(ROOT)}:{line}: the block above prints something else"
-            )
-            printed = None
+    run_blocks(page.read_text(), page)
+
+
+def test_a_page_that_prints_something_else_is_found() -> None:
+    page = "# Title\n\n```python\nprint(1 + 1)\n```\n\n```text\n3\n```\n"
+    with pytest.raises(AssertionError, match=r"page.md:8: the block above prints something else:\n2"):
+        run_blocks(page, "page.md")
+    run_blocks(page.replace("\n3\n", "\n2\n"), "page.md")
 
 
 def test_the_documentation_has_code_on_its_quickstart_pages() -> None:
-    with_code = {page.name for page in PAGES if any(language == "python" for language, _, _ in blocks(page))}
-    assert {"README.md", "control.md", "training.md"} <= with_code
+    assert {"README.md", "control.md", "training.md"} <= {page.name for page in WITH_CODE}
