@@ -246,12 +246,37 @@ def test_states_that_overflow_are_refused(pole, dt):
         hsv.time_limited_truncation(sys, 1, 5000)
 
 
-def test_orders_are_capped_where_gramians_end():
-    """Of a band only the Gramians are known, with half the digits."""
-    sys = hsv.DiagonalStateSpace(-np.arange(1.0, 9.0), np.ones((8, 1)), np.ones((1, 8)), dt=0).to_dense()
+def test_small_values_of_a_band_keep_their_digits():
+    """Factors come from a quadrature, Gramians are never formed; the antiderivative in 60 digits."""
+    n, low, high = 8, mpmath.mpf("0.5"), mpmath.mpf(1)
+    with mpmath.workdps(60):
+        P = mpmath.matrix(n)
+        for i in range(n):
+            for j in range(n):
+                a, b = i + 1, j + 1  # 1 / ((iw + a)(-iw + b)), both signs of w
+                angle = sum(mpmath.atan(high / x) - mpmath.atan(low / x) for x in (a, b))
+                P[i, j] = angle / (a + b) / mpmath.pi
+        values = sorted((mpmath.fabs(x) for x in mpmath.eigsy(P, eigvals_only=True)), reverse=True)  # P = Q
+    expected = np.array([float(x) for x in values])
+    sys = hsv.DiagonalStateSpace(-np.arange(1.0, n + 1), np.ones((n, 1)), np.ones((1, n)), dt=0)
+    for system in (sys, sys.to_dense()):
+        red = hsv.frequency_limited_truncation(system, 2, (0.5, 1.0))
+        np.testing.assert_allclose(red.hankel_singular_values, expected, atol=1e-15 * expected[0])
+    assert (expected < 1e-12 * expected[0]).any()
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_lightly_damped_systems_are_reduced_from_gramians(dense):
+    """Forty resonances with a relative damping of 1e-12 would need too many nodes: the order is capped where Gramians end."""
+    w = np.linspace(1, 2, 40)
+    poles = np.concatenate([-1e-12 + 1j * w, -1e-12 - 1j * w])
+    B = np.concatenate([np.ones((40, 1)), np.ones((40, 1))]) * np.tile(np.geomspace(1, 1e-9, 40), 2)[:, None]
+    sys = hsv.DiagonalStateSpace(poles, B, np.ones((1, 80)), dt=0)
+    sys = sys.to_dense() if dense else sys
     with pytest.warns(hsv.OrderWarning, match="capped at"):
-        red = hsv.frequency_limited_truncation(sys, 8, (0.5, 1.0))
+        red = hsv.frequency_limited_truncation(sys, 80, (0.5, 2.5))
     assert red.hankel_singular_values[int(red.orders) - 1] > 1e-9 * red.hankel_singular_values[0]
+    assert int(red.orders) >= 4
 
 
 @pytest.mark.parametrize("library", [array_api_strict, torch], ids=["array_api_strict", "torch"])
