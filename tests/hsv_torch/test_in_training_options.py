@@ -52,6 +52,7 @@ class TestSchedules:
         assert Schedule.every(100, 30).steps == (30, 60, 90)
         assert Schedule.every(100, 30, start=20, stop=80).steps == (50, 80)
         assert Schedule.after_warm_up(1000, 100, attempts=2).steps == (150, 200)
+        assert Schedule.after_warm_up(1000, 100, part=0.4, attempts=2).steps == (300, 500)
 
     @pytest.mark.parametrize(
         ("make_one", "message"),

@@ -103,7 +103,9 @@ def equal(first, second, **tolerance):
 @pytest.fixture(scope="module")
 def of_two():
     """Starting processes takes longest, so that two of them go through everything."""
-    return run([same_run, undone, resumed, one_fails, averages, policies, uneven_axis, waits, refused], 2)
+    return run(
+        [same_run, undone, resumed, one_fails, averages, policies, half_precision, uneven_axis, waits, refused], 2
+    )
 
 
 def same_run(rank, size):
@@ -319,6 +321,39 @@ def test_policies_stay(of_two):
         assert precision[4] == [False, False, True]  # the default: the root is not split again after the forward pass
         assert no_reshard[4] == [True] * 3
         assert offload[4] == [False] * 3
+
+
+def half_precision(rank, size):
+    """The rest of the model in bfloat16, the layers in float32: cuts are made in the precision of the parameters that are trained."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    mesh = init_device_mesh("cpu", (size,))
+    model = Model().float()
+    half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=MixedPrecisionPolicy(output_dtype=torch.bfloat16))
+    fully_shard(model, mesh=mesh, mp_policy=half)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    compressor = InTrainingCompressor(model, optimizer, rule=[8, 5], schedule=Schedule(STEPS, at=(2, 4)))
+    seen = []
+    model.layers[0].register_forward_pre_hook(lambda layer, args: seen.append((layer.B.dtype, args[0].dtype)))
+    while compressor.steps < 6:
+        x, y = data(compressor.steps, rank, size)
+        loss = nn.functional.cross_entropy(model(x).float(), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        compressor.step()
+    kept = {p.dtype for p in model.parameters()} | {optimizer.state[p]["exp_avg"].dtype for p in model.parameters()}
+    return [layer.n_states for layer in model.layers], set(seen), kept, loss.isfinite().item()
+
+
+def test_half_precision(of_two):
+    for sizes, seen, kept, finite in of_two["half_precision"]:
+        assert sizes == [5, 5, 5]
+        assert seen == {(torch.float32, torch.bfloat16)}
+        assert kept == {torch.float32}
+        assert finite
 
 
 def uneven_axis(rank, size):
