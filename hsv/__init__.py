@@ -44,6 +44,7 @@ from hsv._gramians import (
     observability_factor,
     observability_gramian,
 )
+from hsv._h2_optimal import h2_optimal_reduction
 from hsv._hankel import hankel_singular_values
 from hsv._hankel_norm import hankel_norm_approximation
 from hsv._irka import irka
@@ -160,6 +161,7 @@ __all__ = [
     "from_pymor",
     "from_scipy",
     "h2_norm",
+    "h2_optimal_reduction",
     "hankel_norm",
     "hankel_norm_approximation",
     "hankel_singular_values",

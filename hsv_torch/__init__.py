@@ -26,6 +26,7 @@ from hsv_torch.gradients import (
     observability_gramian,
 )
 from hsv_torch.guard import Rollback
+from hsv_torch.h2_optimal import H2Optimal
 from hsv_torch.history import CompressionReport, Drift, Event, History, LayerRecord
 from hsv_torch.in_training import InTrainingCompressor
 from hsv_torch.layers.gated_linear_attention import GatedLinearAttention
@@ -70,6 +71,7 @@ __all__ = [
     "Drift",
     "Event",
     "GatedLinearAttention",
+    "H2Optimal",
     "History",
     "InTrainingCompressor",
     "LayerAdapter",

@@ -230,7 +230,7 @@ class RealHankel(DiagonalCriterion):
         # A real state enters through its real part, (z + conj z) / 2, so that its imaginary part has no influence.
         half = torch.where(pair, 1.0, 0.5)[..., None, :]
         B, C = torch.take_along_dim(form.B, first[..., None], dim=-2), columns(form.C, first)
-        return _diagonal_cut(
+        return diagonal_cut(
             system,
             torch.take_along_dim(form.poles, first, dim=-1),
             torch.where(pair[..., None], B, B.real + 0j),
@@ -319,7 +319,7 @@ def whole_cut(system: hsv.DiagonalStateSpace, red: hsv.Reduction, own: Tensor, m
     """The cut that a reduction of the whole system makes; see :func:`_diagonal_form`."""
     form = _diagonal_form(red, own, max_condition)
     zero = torch.zeros_like(form.right)
-    return _diagonal_cut(
+    return diagonal_cut(
         system, form.poles, form.B, form.C,
         states=(form.right, zero), outputs=(form.left.conj(), zero), poles_from=(form.right * form.left.conj(), zero),
         padding=form.padding, order=form.order, sigma=_sigma(red), error_bound=form.error_bound,
@@ -405,7 +405,7 @@ def _apart(system: hsv.DiagonalStateSpace, rule: hsv.Rule | int) -> tuple[Diagon
     tail = np.where(np.arange(n) >= to_host(orders)[..., None], sigma, 0.0)
     rounding = 8 * n * _EPS * np.sqrt(tail * sigma[..., :1]) + (8 * n * _EPS) ** 2 * sigma[..., :1]
     bounds = np.asarray(2 * (tail + rounding).sum(-1))
-    cut = _diagonal_cut(
+    cut = diagonal_cut(
         system, poles + 0j, basis.mT @ weight + 0j, (parts.sign[..., None, :] * weight.mT) @ basis + 0j,
         states=(torch.where(scale > 0, basis / scale, 0.0) + 0j, zero + 0j), outputs=(scale * basis + 0j, zero + 0j),
         poles_from=(basis**2 + 0j, zero + 0j), padding=~kept, order=size, sigma=parts.sigma,
@@ -637,7 +637,7 @@ def _slot_columns(poles: Tensor, overlap: Tensor, padding: Tensor) -> tuple[Tens
     return torch.where(swap, second, first), torch.where(swap, first, second), pair, empty
 
 
-def _diagonal_cut(
+def diagonal_cut(
     system: hsv.DiagonalStateSpace,
     poles: Tensor,
     B: Tensor,
@@ -653,6 +653,7 @@ def _diagonal_cut(
     condition: float,
     notes: tuple[str, ...],
 ) -> DiagonalCut:
+    """The cut to a system with these poles, as the layer stores it; states are turned so that moments stay apart, and empty ones get a pole."""
     notes = (*notes, *_empty_states(padding))
     size = poles.abs()
     at_zero = (size < SMALLEST_POLE) & ~padding
