@@ -377,8 +377,11 @@ def _units(a: Matrix, b: Matrix, q: Matrix, r: Matrix, s: Matrix) -> np.ndarray:
     weight = np.linalg.norm(r) or 1.0
     reach = np.linalg.norm(b / e) ** 2 / weight
     cost = np.linalg.norm(e * q * e.T) + np.linalg.norm(e * s) ** 2 / weight
+    speed = np.linalg.norm(a * e.T / e)
     if reach > 0 and cost > 0:
         exponent = exponent + 0.25 * np.log2(reach / cost)
+    elif reach > 0 and speed > 0:  # x is of the size of a / (b r^-1 b^H) then, or zero
+        exponent = exponent + 0.5 * np.log2(reach / speed)
     exponent = np.round(exponent)
     return np.ldexp(1.0, exponent.astype(int))
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy.linalg
 
 from hsv._blas import eigenvalues
 from hsv._errors import IllConditionedError
 from hsv._lyapunov import Matrix, adjoint
 from hsv._riccati import StabilisingSolution, stabilising_solution
 
-# [A - l I, B] of a mode that nothing moves has a singular value of some eps |A|; one of 1e-10 |A| still gives equations that can be solved.
-_UNMOVED = 1e-13
+_EPS = float(np.finfo(np.float64).eps)
 
 
 def control_solution(A: Matrix, B: Matrix, C: Matrix, D: Matrix, *, discrete: bool) -> StabilisingSolution:
@@ -21,16 +21,22 @@ def control_solution(A: Matrix, B: Matrix, C: Matrix, D: Matrix, *, discrete: bo
 
 def require_movable(A: Matrix, B: Matrix, *, discrete: bool, what: str) -> None:
     """Raise where a pole on or outside the stability boundary is an eigenvalue that ``B`` does not reach (Popov, Belevitch, Hautus)."""
-    n = A.shape[-1]
     poles = eigenvalues(A)
     outside = np.abs(poles) >= 1 if discrete else poles.real >= 0
-    size = np.linalg.norm(A, axis=(-2, -1)) + np.linalg.norm(B, axis=(-2, -1))
     for index in zip(*np.nonzero(outside), strict=True):
-        system = index[:-1]
-        pencil = np.concatenate([A[system] - poles[index] * np.eye(n), B[system]], axis=-1)
-        distance = np.linalg.svd(pencil, compute_uv=False)[-1]
-        if distance <= _UNMOVED * size[system]:
+        system, pole = index[:-1], complex(poles[index])
+        if _distance(A[system], B[system], pole) <= 4 * A.shape[-1] * _EPS:
             where = f" (system {tuple(int(i) for i in system)})" if system else ""
             raise IllConditionedError(
-                f"the pole {complex(poles[index]):.6g}{where} is not stable and is {what}: no controller stabilises the system; take it out with hsv.split_unstable"
+                f"the pole {pole:.6g}{where} is not stable and is {what}: no controller stabilises the system; take it out with hsv.split_unstable"
             )
+
+
+def _distance(A: Matrix, B: Matrix, pole: complex) -> float:
+    """Return the smallest singular value of ``[A - pole I, B]`` relative to ``|A|``, in units of the states that balance ``A`` and of the inputs that make ``B`` as large."""
+    A, (scale, _) = scipy.linalg.matrix_balance(A, permute=False, separate=True)
+    B = B / scale[:, None]
+    size, reach = np.linalg.norm(A), np.linalg.norm(B)
+    B = B * (size / reach) if reach > 0 else B
+    pencil = np.concatenate([A - pole * np.eye(len(A)), B], axis=-1)
+    return float(scipy.linalg.svdvals(pencil)[-1] / size) if size > 0 else float(reach > 0)

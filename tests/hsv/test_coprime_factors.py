@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hsv
+from tests.hsv import reference_systems
 from tests.hsv.test_lqg_balancing import chordal_distance
 from tests.hsv.test_riccati_balancing import adjoint, frequencies, unstable
 from tests.hsv.test_systems import random_diagonal, random_system
@@ -195,6 +196,19 @@ def test_hankel_norm_approximation_of_the_factors(rng):
     w = frequencies(sys)
     distance = chordal_distance(sys.frequency_response(w), red.system.frequency_response(w)).max()
     assert distance <= float(red.factor_error_bound)
+
+
+@pytest.mark.parametrize("factorization", FACTORIZATIONS)
+def test_a_badly_scaled_system_with_many_unstable_poles(factorization):
+    """A beam with a norm of 1e10 and poles moved across the axis: without a cost, the equation's states have no units but those of the poles."""
+    beam = reference_systems.clamped_beam(15).system()
+    sys = hsv.StateSpace(beam.A + np.eye(beam.n_states), beam.B, beam.C, dt=0)
+    assert np.sum(np.asarray(sys.poles()).real > 0) > 5
+    factors = factorization(sys)
+    assert np.asarray(factors.system.poles()).real.max() < 0
+    w = np.array([0.1, 1.0, 3.0, 10.0, 30.0])
+    N, M = (x.frequency_response(w) for x in (factors.numerator, factors.denominator))
+    np.testing.assert_allclose(M @ sys.frequency_response(w), N, atol=1e-6 * np.abs(N).max())
 
 
 def test_diagonal_systems_and_batches(rng):
