@@ -431,7 +431,7 @@ class _Run:
                 choose = self.shifts.begin(self.pencil, paired=self.paired)
             if not queue:
                 queue.extend(choose(max(active, key=lambda side: side.residual)))
-            shift = complex(queue.popleft())
+            shift = self.pencil.admissible(complex(queue.popleft()))
             solves = self._factorise(shift)
             for side in active:
                 side.step(shift, solves, paired=self.paired)

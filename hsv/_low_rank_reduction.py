@@ -54,7 +54,7 @@ def _balancing(gramians: LowRankGramians) -> _Balancing:
     size = np.linalg.norm(image) * np.linalg.norm(observe)
     noise = np.asarray(_EPS * size)
     columns = max(control.shape[1], observe.shape[1], 1)
-    rounding = Rounding(noise, columns * noise + gramians.left_out)
+    rounding = Rounding(columns * noise, columns * noise + gramians.left_out)
     if min(control.shape[1], observe.shape[1]) == 0:
         return _Balancing(np.zeros((observe.shape[1], 1)), np.zeros(1), np.zeros((1, control.shape[1])), rounding)
     U, sigma, Vh = np.linalg.svd(observe.conj().T @ image, full_matrices=False)
@@ -96,11 +96,11 @@ def truncation(gramians: LowRankGramians, rule: Rule, bases: Bases, *, stackleve
     """The projection of the system on the leading states of a balanced realisation."""
     sys = gramians.system
     parts = _balancing(gramians)
-    orders, notes = _orders(gramians, rule, parts, stacklevel + 1)
+    orders, _, notes = _orders(gramians, rule, parts, stacklevel + 1)
     reduced, left, right = _project(gramians, parts, max(int(orders), 1), bases, empty=int(orders) == 0)
     A, B, C = (round_to(x, sys.B) for x in reduced)
     small = StateSpace(A, B, C, sys.D, dt=sys.dt)
-    check_stability(small, parts.sigma, orders)
+    _check_stability(gramians, small, parts, orders)
     return _reduction(gramians, small, orders, parts, round_to(left, sys.B), round_to(right, sys.B), notes)
 
 
@@ -108,21 +108,22 @@ def steady_state_reduction(gramians: LowRankGramians, rule: Rule, *, stacklevel:
     """Singular perturbation of the balanced realisation that the factors have, at their numerical rank."""
     sys = gramians.system
     parts = _balancing(gramians)
-    orders, notes = _orders(gramians, rule, parts, stacklevel + 1)
-    r, rank = max(int(orders), 1), max(int(numerical_rank(parts.sigma, parts.rounding)), 1)
+    orders, rank, notes = _orders(gramians, rule, parts, stacklevel + 1)
+    r = max(int(orders), 1)
     (A, B, C), _, _ = _project(gramians, parts, rank, balancing_bases, empty=int(orders) == 0)
     D = widen(sys.D)
     fast = A[r:, r:] - np.eye(rank - r) if sys.is_discrete else A[r:, r:]
     X, Y = np.linalg.solve(fast, A[r:, :r]), np.linalg.solve(fast, B[r:])
     result = (A[:r, :r] - A[:r, r:] @ X, B[:r] - A[:r, r:] @ Y, C[:, :r] - C[:, r:] @ X, D - C[:, r:] @ Y)
     small = StateSpace(*(round_to(x, sys.B) for x in result), dt=sys.dt)
-    check_stability(small, parts.sigma, orders)
+    _check_stability(gramians, small, parts, orders)
     return _reduction(gramians, small, orders, parts, None, None, notes)
 
 
 def _orders(
     gramians: LowRankGramians, rule: Rule, parts: _Balancing, stacklevel: int
-) -> tuple[np.ndarray, tuple[str, ...]]:
+) -> tuple[np.ndarray, int, tuple[str, ...]]:
+    """The order, how many values stand above rounding errors (at least one), and what is remarkable."""
     sigma = parts.sigma
     if isinstance(rule, Order) and sigma.size < rule.n_states <= gramians.system.n_states:
         sigma = np.concatenate([sigma, np.zeros(rule.n_states - sigma.size)])  # capped, and said, as for a dense system
@@ -140,7 +141,7 @@ def _orders(
         f"the error bound counts the {parts.sigma.size} Hankel values that the low-rank factors have, and an estimate of the sum of all others ({gramians.left_out:.1e}); "
         "it is no proof"
     )
-    return orders, (*notes, note)
+    return orders, max(int(numerical_rank(sigma, parts.rounding)), 1), (*notes, note)
 
 
 def _project(
@@ -162,6 +163,17 @@ def _project(
     return reduced, left, right
 
 
+def _check_stability(gramians: LowRankGramians, small: StateSpace, parts: _Balancing, orders: np.ndarray) -> None:
+    try:
+        check_stability(small, parts.sigma, orders)
+    except OrderError as error:
+        residual = max(gramians.controllability.checked_residual, gramians.observability.checked_residual)
+        raise OrderError(
+            f"{error}; or, first of all for a sparse system, factors too coarse for this order (their relative residual is {residual:.1e}): compute them with a smaller tolerance "
+            "(hsv.low_rank_gramians), or keep fewer states"
+        ) from error
+
+
 def _reduction(
     gramians: LowRankGramians,
     small: StateSpace,
@@ -171,12 +183,14 @@ def _reduction(
     right: Any,
     notes: tuple[str, ...],
 ) -> Reduction:
-    sys = gramians.system
+    sys, sigma = gramians.system, parts.sigma
+    if sigma.size < sys.n_states:  # something is left out whatever the order
+        sigma = np.concatenate([sigma, [0.0]])
     return Reduction(
         system=small,
         orders=orders,
         hankel_singular_values=round_to(parts.sigma, real(sys.B)),
-        error_bound=round_up(error_bound(parts.sigma, orders, parts.rounding), sys),
+        error_bound=round_up(error_bound(sigma, orders, parts.rounding), sys),
         left=left,
         right=right,
         notes=notes,

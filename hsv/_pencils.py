@@ -91,6 +91,10 @@ class Pencil(abc.ABC):
     def mass(self, x: np.ndarray, *, adjoint: bool = False) -> np.ndarray:
         """``E x`` or ``E^H x``."""
 
+    def admissible(self, shift: complex) -> complex:
+        """The shift, or one next to it that the pencil can be shifted by."""
+        return shift
+
     @abc.abstractmethod
     def shifted(self, shift: complex) -> Factorization:
         """Solves with ``A + shift E``. Raises :class:`IllConditionedError` where that is singular."""
@@ -213,16 +217,18 @@ class SparseFactorization(Factorization):
         return np.asarray(self._lu.solve(rhs.astype(self.matrix.dtype, copy=False), trans))
 
     def condition(self) -> float:
-        """An estimate of the condition number in the 1-norm."""
+        """An estimate of the condition number in the 1-norm, with the rows scaled to the same size: equations in different units count for nothing."""
         n = self.matrix.shape[0]
+        rows = abs(self.matrix).sum(axis=1)[:, None]
         inverse = scipy.sparse.linalg.LinearOperator(
             (n, n),
             dtype=self.matrix.dtype,
-            matvec=lambda x: self._raw(x.reshape(n, -1), False),
-            rmatvec=lambda x: self._raw(x.reshape(n, -1), True),
+            matvec=lambda x: self._raw(rows * x.reshape(n, -1), False),
+            rmatvec=lambda x: rows * self._raw(x.reshape(n, -1), True),
         )
+        scaled = abs(self.matrix).multiply(1 / rows).sum(axis=0).max()
         estimate = scipy.sparse.linalg.onenormest(inverse) if n > 4 else abs(inverse @ np.eye(n)).sum(axis=0).max()
-        return float(estimate * abs(self.matrix).sum(axis=0).max())
+        return float(estimate * scaled)
 
 
 class _Identity(Factorization):
@@ -250,11 +256,13 @@ class OperatorPencil(Pencil):
         mass = self._mass.mass(x, adjoint=adjoint)
         return self._product(x, adjoint) + mass if self._cayley else mass
 
+    def admissible(self, shift: complex) -> complex:
+        # At -1 the matrix A drops out of (1 + p) A - (1 - p) E, and with it what the operator can solve.
+        return -1 + 1e-6 + 0j if self._cayley and abs(1 + shift) < 1e-6 else shift
+
     def shifted(self, shift: complex) -> Factorization:
         if not self._cayley:
             return _OperatorSolves(self.operator, shift, 1.0)
-        if abs(1 + shift) < 1e-6:  # A drops out of (1 + p) A - (1 - p) E; shifts are free, and this one is as good
-            shift = -1 + 1e-6
         return _OperatorSolves(self.operator, -(1 - shift) / (1 + shift), 1 + shift)
 
     def mass_factorization(self) -> Factorization:
