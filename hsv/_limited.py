@@ -10,7 +10,7 @@ from hsv._array import Array, conjugate_transpose, eye, namespace, to_host, zero
 from hsv._band_factors import band_factor
 from hsv._blas import product
 from hsv._errors import DtypeError, HsvError
-from hsv._frequency_limited import Band, band_operator, checked_bands, frequency_limited_gramians
+from hsv._frequency_limited import Band, band_operator, by_logarithms, checked_bands, frequency_limited_gramians
 from hsv._gramian_pair import (
     GramianPair,
     Source,
@@ -238,7 +238,7 @@ def _pair_of_band(sys: LinearSystem, full: StateSpace, mirror: StateSpace, band:
         P, Q = frequency_limited_gramians(in_double_precision(sys), band)
         rounding = noise_of_gramians(P, Q)
     else:
-        P, Q = frequency_limited_gramians(full, band)
+        P, Q = by_logarithms(full, edges)
         rounding = noise_of_gramians(P, Q, controllability_gramian(full), observability_gramian(full))
     return GramianPair(Factors(factor_of_gramian(P), factor_of_gramian(Q)), rounding)
 
