@@ -7,6 +7,7 @@ units of half the piece, that has no pole inside leaves an error of about :math:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import scipy.linalg
@@ -20,24 +21,33 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(20)  # 3.5^-40 is 2e-22
 _ELLIPSE = 3.5
 _MOST_PIECES = 500  # 10,000 nodes: as long as the logarithms of matrices take at 1,000 states
 _Pieces = list[tuple[float, float]]
+_Node = tuple[complex, float, float]  # s, scale, weight: the resolvent is that of s I - scale A
 
 
 def band_factor(sys: StateSpace, edges: list[tuple[float, float]]) -> Array | None:
     """A factor ``(..., n, n)`` of the controllability Gramian of the bands, whose edges are those of `checked_bands`; None where poles are so lightly damped that too many nodes would be needed."""
-    found: list[np.ndarray] = []
+    return _unless_none(sys, edges, _factor_on_host)
+
+
+def _unless_none(
+    sys: StateSpace, edges: list[tuple[float, float]], function: Callable[..., np.ndarray | None]
+) -> Array | None:
+    """Run a function of host arrays, which may find no result, and give its result back where the arrays came from."""
+    results: list[np.ndarray] = []
 
     def compute(A: np.ndarray, B: np.ndarray) -> np.ndarray:
-        factor = _factor_on_host(A, B, edges, discrete=sys.is_discrete)
-        if factor is not None:
-            found.append(factor)
-        return A if factor is None else factor
+        result = function(A, B, edges, sys.is_discrete)
+        if result is None:
+            return A
+        results.append(result)
+        return result
 
-    factor = on_host(compute, widen(sys.A), widen(sys.B), reason="the Schur form")
-    return factor if found else None
+    result = on_host(compute, widen(sys.A), widen(sys.B), reason="the Schur form")
+    return result if results else None
 
 
 def _factor_on_host(
-    A: np.ndarray, B: np.ndarray, edges: list[tuple[float, float]], *, discrete: bool
+    A: np.ndarray, B: np.ndarray, edges: list[tuple[float, float]], discrete: bool
 ) -> np.ndarray | None:
     T, Z = schur_form(A)
     poles = np.diagonal(T, axis1=-2, axis2=-1)
@@ -52,20 +62,24 @@ def _factor_on_host(
     return factor
 
 
-def _one_factor(
-    T: np.ndarray, Z: np.ndarray, B: np.ndarray, nodes: list[tuple[complex, float, float]], *, real: bool
-) -> np.ndarray:
-    """Columns ``sqrt(w) (s I - scale T)^-1 B`` of all nodes, compressed as they come."""
-    n, identity = len(T), np.eye(len(T))
-    kept, columns, count = np.zeros((n, 0), B.dtype), [], 0
+def _solutions(
+    T: np.ndarray, B: np.ndarray, nodes: list[_Node], *, real: bool
+) -> Iterator[tuple[complex, float, np.ndarray]]:
+    """``s``, the weight over ``2 pi`` and ``(s I - scale T)^-1 B`` at all nodes; at both signs of frequency unless the system is real, where they are conjugate."""
+    identity = np.eye(len(T))
     for s, scale, weight in nodes:
-        for point in (
-            (s,) if real else (s, s.conjugate())
-        ):  # both signs of frequency; for a real system they are conjugate
-            shifted = point * identity - scale * T
-            solved = scipy.linalg.solve_triangular(shifted, B, check_finite=False, overwrite_b=False)
-            columns.append(math.sqrt(weight / (2 * math.pi)) * solved)
-            count += B.shape[-1]
+        for point in (s,) if real else (s, s.conjugate()):
+            solved = scipy.linalg.solve_triangular(point * identity - scale * T, B, check_finite=False)
+            yield point, weight / (2 * math.pi), solved
+
+
+def _one_factor(T: np.ndarray, Z: np.ndarray, B: np.ndarray, nodes: list[_Node], *, real: bool) -> np.ndarray:
+    """Columns ``sqrt(w) (s I - scale T)^-1 B`` of all nodes, compressed as they come."""
+    n = len(T)
+    kept, columns, count = np.zeros((n, 0), B.dtype), [], 0
+    for _, weight, solved in _solutions(T, B, nodes, real=real):
+        columns.append(math.sqrt(weight) * solved)
+        count += B.shape[-1]
         if count > 4 * n:
             kept, columns, count = adjoint(triangle(adjoint(np.hstack([kept, *columns])))), [], 0
     found = Z @ np.hstack([kept, *columns])
@@ -76,11 +90,39 @@ def _one_factor(
     return adjoint(triangle(adjoint(found)))
 
 
-def _nodes(
-    poles: np.ndarray, edges: list[tuple[float, float]], *, discrete: bool
-) -> list[tuple[complex, float, float]] | None:
-    """``(s, scale, weight)`` of all nodes on the positive side: the resolvent is that of ``s I - scale A``."""
-    nodes = []
+def band_input(sys: StateSpace, edges: list[tuple[float, float]]) -> Array | None:
+    r"""``S B`` with the ``S`` of :func:`hsv.frequency_limited_gramians`, ``(..., n, m)``: the Gramian of the bands has the right-hand side ``S B B^H + B B^H S^H``. None as for :func:`band_factor`."""
+    return _unless_none(sys, edges, _input_on_host)
+
+
+def _input_on_host(A: np.ndarray, B: np.ndarray, edges: list[tuple[float, float]], discrete: bool) -> np.ndarray | None:
+    T, Z = schur_form(A)
+    poles = np.diagonal(T, axis1=-2, axis2=-1)
+    check_stable(poles, discrete=discrete)
+    # Over all frequencies S is half the identity.
+    bounded = [((0.0, low), -1.0) if math.isinf(high) else ((low, high), 1.0) for low, high in edges]
+    total = 0.5 * sum(math.isinf(high) for _, high in edges) * B
+    is_real = not np.iscomplexobj(total) and not np.iscomplexobj(A)
+    total = total.astype(np.result_type(A, B))
+    for index in np.ndindex(*A.shape[:-2]):
+        rotated = adjoint(Z[index]) @ B[index]
+        for band, sign in bounded:
+            if band[0] == band[1]:
+                continue
+            nodes = _nodes(poles[index], [band], discrete=discrete)
+            if nodes is None:
+                return None
+            part = np.zeros(rotated.shape, np.complex128)
+            for point, weight, solved in _solutions(T[index], rotated, nodes, real=is_real):
+                part += weight * (point * solved - 0.5 * rotated if discrete else solved)
+            found = Z[index] @ part
+            total[index] += sign * (2.0 * found.real if is_real else found)
+    return total
+
+
+def _nodes(poles: np.ndarray, edges: list[tuple[float, float]], *, discrete: bool) -> list[_Node] | None:
+    """All nodes on the positive side."""
+    nodes: list[_Node] = []
     largest = float(np.abs(poles).max())
     for low, high in edges:
         parts = []  # from, to, the poles in this variable, whether it is one over the frequency

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hsv._array import Array, conjugate_transpose, eye, namespace, to_host, zeros
-from hsv._band_factors import band_factor
+from hsv._band_factors import band_factor, band_input
 from hsv._blas import product
 from hsv._errors import DtypeError, HsvError
 from hsv._frequency_limited import Band, band_operator, by_logarithms, checked_bands, frequency_limited_gramians
@@ -222,8 +222,12 @@ def _frequency_limited(
     if stability is None:
         pair = _pair_of_band(sys, full, mirror, band)
     else:
-        S = band_operator(full, checked_bands(sys, band))
-        parts = [_band_source(x, T, stability) for x, T in ((full, S), (mirror, conjugate_transpose(S)))]
+        edges = checked_bands(sys, band)
+        inputs = [band_input(x, edges) for x in (full, mirror)]
+        if any(x is None for x in inputs):
+            S = band_operator(full, edges)
+            inputs = [product(S, full.B), product(conjugate_transpose(S), mirror.B)]
+        parts = [_band_source(x, SB, stability) for x, SB in zip((full, mirror), inputs, strict=True)]
         pair = _pair_of(full, *parts)
     return reduce_by_pair(sys, rule, pair, steady_state=steady_state, without_bound=_WITHOUT_BOUND)
 
@@ -257,12 +261,12 @@ def _pair_of(full: StateSpace, control: Source, observe: Source) -> GramianPair:
     return pair_of_sources(full, control.B, conjugate_transpose(observe.B), gain * (1 + 1e-8))
 
 
-def _band_source(sys: StateSpace, S: Array, stability: str) -> Source:
+def _band_source(sys: StateSpace, SB: Array, stability: str) -> Source:
     """``S B B^H + B B^H S^H``, made positive."""
     xp = namespace(sys.B)
     one, nothing = eye(sys.n_inputs, sys.B), zeros((sys.n_inputs, sys.n_inputs), sys.B)
     J = xp.concat([xp.concat([nothing, one], axis=-1), xp.concat([one, nothing], axis=-1)], axis=-2)
-    return positive_source(xp.concat([sys.B, product(S, sys.B)], axis=-1), J, sys.B, stability)
+    return positive_source(xp.concat([sys.B, SB], axis=-1), J, sys.B, stability)
 
 
 class _Window(NamedTuple):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import hsv
-from hsv._band_factors import band_factor
-from hsv._frequency_limited import by_logarithms, checked_bands
+from hsv._band_factors import band_factor, band_input
+from hsv._frequency_limited import band_operator, by_logarithms, checked_bands
 from tests.hsv.test_systems import random_diagonal, random_system
 
 BANDS = [(0, 0.7), (0.3, 1.9), (2.5, 3.1), (0.5, math.inf), (0, math.inf), [(0, 0.1), (1, 2)]]
@@ -25,6 +25,18 @@ def test_the_gramians_by_logarithms(make, dt, complex_, band, rng):
     L = band_factor(sys.to_dense(), edges)
     assert (L.shape, np.iscomplexobj(L)) == ((2, 5, 5), complex_)
     np.testing.assert_allclose(L @ L.conj().swapaxes(-1, -2), expected, atol=1e-12 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("band", BANDS)
+@pytest.mark.parametrize("complex_", [True, False])
+@pytest.mark.parametrize("dt", [0, True, 0.4])
+def test_the_right_hand_side_by_logarithms(dt, complex_, band, rng):
+    sys = random_system(rng, n=5, batch=(2,), complex_=complex_, dt=dt)
+    edges = checked_bands(sys, band)
+    expected = band_operator(sys, edges) @ sys.B
+    found = band_input(sys, edges)
+    assert np.iscomplexobj(found) == complex_
+    np.testing.assert_allclose(found, expected, atol=1e-12 * np.abs(sys.B).max())
 
 
 @pytest.mark.parametrize("dt", [0, True])
@@ -67,6 +79,7 @@ def test_too_many_resonances_are_left_to_others():
     poles = -1e-12 + 1j * np.concatenate([w, -w])
     sys = hsv.DiagonalStateSpace(poles, np.ones((80, 1)), np.ones((1, 80)), dt=0).to_dense()
     assert band_factor(sys, [(0.5, 2.5)]) is None
+    assert band_input(sys, [(0.5, 2.5)]) is None
     for X, Y in zip(hsv.frequency_limited_gramians(sys, (0.5, 2.5)), by_logarithms(sys, [(0.5, 2.5)]), strict=True):
         np.testing.assert_array_equal(X, Y)
     with pytest.raises(hsv.UnstableSystemError):

@@ -277,6 +277,8 @@ def test_lightly_damped_systems_are_reduced_from_gramians(dense):
         red = hsv.frequency_limited_truncation(sys, 80, (0.5, 2.5))
     assert red.hankel_singular_values[int(red.orders) - 1] > 1e-9 * red.hankel_singular_values[0]
     assert int(red.orders) >= 4
+    stable = hsv.frequency_limited_truncation(sys, 4, (0.5, 2.5), stability="absolute-value")
+    assert stable.system.poles().real.max() < 0
 
 
 @pytest.mark.parametrize("library", [array_api_strict, torch], ids=["array_api_strict", "torch"])
