@@ -99,7 +99,9 @@ def frequency_weighted_gramians(
     mirror = _dual(full)
     control = factor(full) if W is None else _joint(full, W).gramian_factor(mixes[0])
     observe = factor(mirror) if V is None else _joint(mirror, _dual(V)).gramian_factor(mixes[1])
-    P, Q = (round_to(product(L, conjugate_transpose(L)), sys.B) for L in (control, observe))
+    xp, batch = namespace(full.A), np.broadcast_shapes(tuple(control.shape[:-2]), tuple(observe.shape[:-2]))
+    both = (xp.broadcast_to(L, (*batch, *L.shape[-2:])) for L in (control, observe))
+    P, Q = (round_to(product(L, conjugate_transpose(L)), sys.B) for L in both)
     return P, Q
 
 

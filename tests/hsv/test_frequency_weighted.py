@@ -367,6 +367,23 @@ def test_a_batch_is_its_systems_one_by_one(rng):
                 red.select(i).system.frequency_response(W), alone.system.frequency_response(W), atol=1e-9
             )
 
+    P, Q = hsv.frequency_weighted_gramians(sys, input_weight=weight)
+    assert P.shape == Q.shape == (3, 4, 4)
+
+
+@pytest.mark.parametrize("stability", [None, "absolute-value"])
+def test_nothing_to_reduce(stability):
+    """Maps of zeros, and a batch of no systems."""
+    weight = hsv.StateSpace([[-1.0]], np.ones((1, 2)), np.ones((2, 1)), dt=0)
+    idle = hsv.StateSpace(-np.eye(3), np.zeros((3, 2)), np.ones((1, 3)), dt=0)
+    empty = hsv.StateSpace(np.zeros((0, 3, 3)), np.zeros((0, 3, 2)), np.zeros((0, 1, 3)), dt=0)
+    for method in METHODS:
+        with pytest.warns(hsv.OrderWarning, match="all Hankel singular values are zero"):
+            red = method(idle, 1, input_weight=weight, stability=stability)
+        assert int(red.orders) == 0
+        assert not red.system.frequency_response([0.0, 1.0]).any()
+        assert method(empty, 1, input_weight=weight, stability=stability).orders.shape == (0,)
+
 
 def test_a_real_part_stays_real_and_single_precision_single(rng):
     sys = hsv.real_part(random_diagonal(rng, n=3))
