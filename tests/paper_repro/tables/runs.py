@@ -9,7 +9,8 @@ SECONDS = {"full": 20.0, "in_training": 10.0, "from_scratch": 8.0, "regularised"
 
 def made_result(config, accuracy, *, states_after=None, device="a machine", earlier=0.0):
     before = config.states_of_blocks
-    after = states_after or config.orders_of_blocks or before
+    cut = config.arm in ("in_training", "post_training", "regularised")
+    after = states_after or (config.orders_of_blocks if cut else None) or before
     layers = [f"blocks.{number}.layer" for number in range(config.n_blocks)]
     spectra = [
         Spectrum(step=step, layer=layer, values=tuple(1.23456789 / k for k in range(1, 1 + count)))
