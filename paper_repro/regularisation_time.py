@@ -42,7 +42,7 @@ class Plan:
     preset: str = "fashion_mnist_short"
     states_after: int = 28
     every: int = 16
-    rounds: int = 60
+    rounds: int = 30
     first_rounds: int = 5
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
