@@ -68,7 +68,10 @@ class Ranks:
             except Exception as error:
                 failed = error
                 packet = [("failed", _description(error))]
-        distributed.broadcast_object_list(packet, group_src=0, group=self.group)
+        try:
+            distributed.broadcast_object_list(packet, group_src=0, group=self.group)
+        except Exception as error:
+            raise _no_answer(error) from failed or error
         if failed is not None:
             raise failed
         outcome, content = packet[0]
@@ -77,7 +80,7 @@ class Ranks:
         return self._unpacked(content)
 
     def together(self, function: Callable[[], T], undo: Callable[[], None]) -> T:
-        """Call `function` in every process; if it raises in one of them, `undo` what the others did and raise in all."""
+        """Call `function` in every process; if it raises in one of them, or one is gone, `undo` what the others did and raise in all."""
         if self.size == 1:
             return function()
         failed: Exception | None = None
@@ -87,7 +90,12 @@ class Ranks:
         except Exception as error:
             failed = error
         outcomes: list[str | None] = [None] * self.size
-        distributed.all_gather_object(outcomes, None if failed is None else _description(failed), group=self.group)
+        try:
+            distributed.all_gather_object(outcomes, None if failed is None else _description(failed), group=self.group)
+        except Exception as error:
+            if failed is None:
+                undo()
+            raise _no_answer(error) from failed or error
         if failed is not None:
             raise failed
         others = [f"process {rank} failed: {outcome}" for rank, outcome in enumerate(outcomes) if outcome is not None]
@@ -185,6 +193,10 @@ def _group_of(over: list[Any]) -> Any:
             f"{largest.ndim} dimensions: there is no one group of them; use a mesh of one dimension, or all processes"
         )
     return distributed.group.WORLD
+
+
+def _no_answer(error: Exception) -> RankError:
+    return RankError(f"another process is gone, or did not answer within the group's timeout: {error}")
 
 
 def _description(error: Exception) -> str:

@@ -138,6 +138,15 @@ def check_split(model: nn.Module) -> None:
             )
 
 
+def check_unsplit(model: nn.Module, what: str) -> None:
+    """Raise if parameters are split, for `what` cannot work with them."""
+    if meshes(model):
+        raise HsvError(
+            f"the model's parameters are split over processes (fully_shard), which {what} cannot save and resume: use hsv_torch.InTrainingCompressor and "
+            "hsv_torch.save_checkpoint in a loop of your own, or train with DistributedDataParallel"
+        )
+
+
 def meshes(model: nn.Module) -> list[Any]:
     """The device meshes that parameters are split over, each once."""
     found: list[Any] = []

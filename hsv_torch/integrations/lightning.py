@@ -20,6 +20,7 @@ from hsv_torch.checkpoint import layer_sizes, resize_layers
 from hsv_torch.history import Event, History
 from hsv_torch.in_training import InTrainingCompressor
 from hsv_torch.schedule import Schedule
+from hsv_torch.sharding import check_unsplit
 from hsv_torch.third_party._packages import required_package
 
 _pytorch = required_package("lightning.pytorch", "lightning")
@@ -30,7 +31,7 @@ class CompressionCallback(_pytorch.Callback):  # type: ignore[name-defined]
     does, and keeps its state in Lightning's checkpoints, so that ``fit(ckpt_path=...)`` goes on with layers of the right sizes.
 
     The module must have one optimizer and leave the steps to Lightning. Gradient accumulation, mixed precision and DDP are Lightning's affair; a
-    sharded strategy is refused.
+    model that its strategy splits over processes (FSDP) is refused.
 
     Parameters
     ----------
@@ -83,6 +84,7 @@ class CompressionCallback(_pytorch.Callback):  # type: ignore[name-defined]
                 f"CompressionCallback needs one optimizer and automatic optimization, got {len(trainer.optimizers)} optimizers and "
                 f"automatic_optimization={pl_module.automatic_optimization}; use hsv_torch.InTrainingCompressor in your own training_step"
             )
+        check_unsplit(trainer.strategy.model, "this callback")
         options = dict(self.options)
         for name in ("schedule", "guard", "state", "calibration"):
             if callable(options.get(name)):

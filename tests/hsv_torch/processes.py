@@ -1,5 +1,6 @@
 """Several processes on the CPU, as torchrun would start them."""
 
+import contextlib
 import os
 import pickle
 import socket
@@ -10,6 +11,24 @@ from typing import Any
 
 import torch
 from torch import distributed
+
+
+@contextlib.contextmanager
+def group_of_one():
+    """A process group that this process has for itself, and a mesh over it."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield distributed.device_mesh.init_device_mesh("cpu", (1,))
+    finally:
+        distributed.destroy_process_group()
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _worker(rank, size, port, functions, results):
@@ -27,9 +46,7 @@ def _worker(rank, size, port, functions, results):
 
 def run(functions: Sequence[Callable[[int, int], Any]], size: int) -> dict[str, list[Any]]:
     """What ``function(rank, size)`` returns in each of the processes, for each of the functions, one after the other in the same processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     context = torch.multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
     processes = [context.Process(target=_worker, args=(rank, size, port, functions, results)) for rank in range(size)]

@@ -1,5 +1,8 @@
 """Several processes, as torchrun starts them, on the CPU: they cut alike, fail together, and train what one process with the whole batch trains."""
 
+import os
+from datetime import timedelta
+
 import pytest
 import torch
 from torch import distributed, nn
@@ -10,7 +13,7 @@ import hsv_torch
 from hsv_torch import InTrainingCompressor, Rollback, Schedule
 from hsv_torch.distributed import RankError
 from tests.hsv_torch.models import batch
-from tests.hsv_torch.processes import run
+from tests.hsv_torch.processes import free_port, run
 
 STEPS = 60
 
@@ -208,6 +211,37 @@ def test_the_wrapper_keeps_its_options_and_hooks(of_two):
         assert options == (3 * 2**20, True, False, False)
         assert calls == 3
         assert first > last == now
+
+
+def _dies(rank, size, port, results):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", rank=rank, world_size=size, timeout=timedelta(seconds=20))
+    model, _, _, compressor = make(rank, size, rule=8)
+    if rank == 1:
+        adapter = type(hsv_torch.adapter_of(model.layers[0]))
+        adapter.apply = lambda *_: os._exit(9)
+    try:
+        while compressor.step() is None:
+            pass
+    except RankError as error:
+        results.put((str(error), [layer.n_states for layer in model.layers]))
+    os._exit(0)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_in_a_cut_leaves_no_other_waiting():
+    context = torch.multiprocessing.get_context("spawn")
+    results, port = context.SimpleQueue(), free_port()
+    processes = [context.Process(target=_dies, args=(rank, 2, port, results)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 9]
+    message, sizes = results.get()
+    assert message.startswith("another process is gone, or did not answer")
+    assert sizes == [16, 16]
 
 
 def test_one_process_needs_no_group():

@@ -1,14 +1,17 @@
 import copy
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed.fsdp
 from torch import nn
 
 import hsv
 import hsv_torch
 from hsv_torch import Rollback, Schedule
 from tests.hsv_torch.models import batch, classifier
+from tests.hsv_torch.processes import group_of_one
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of packages that Lightning imports
@@ -147,3 +150,13 @@ def test_what_fabric_has_wrapped_stands_for_the_model_inside():
     fabric.backward(nn.functional.cross_entropy(model(x), y))
     optimizer.step()
     assert [block.ssm.n_states for block in inside.blocks] == [4, 4]
+
+
+def test_a_model_that_is_split_is_refused():
+    module = Module()
+    with group_of_one() as mesh:
+        torch.distributed.fsdp.fully_shard(module, mesh=mesh)
+        strategy = SimpleNamespace(model=module)
+        stand_in = SimpleNamespace(optimizers=[torch.optim.SGD(module.parameters())], strategy=strategy)
+        with pytest.raises(hsv.HsvError, match=r"split over processes \(fully_shard\), which this callback cannot"):
+            CompressionCallback(rule=4).on_train_start(stand_in, module)

@@ -1,11 +1,15 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
+import torch.distributed.fsdp
 import transformers
 
 import hsv
 from hsv_torch import Schedule
 from hsv_torch.integrations.transformers import CompressionCallback
 from hsv_torch.third_party import transformers as _adapters  # noqa: F401  (MambaMixer can be cut)
+from tests.hsv_torch.processes import group_of_one
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the Trainer's advice
 
@@ -55,3 +59,14 @@ def test_bad_input(tmp_path):
         callback.resume(model(), tmp_path)
     with pytest.raises(hsv.HsvError, match="has not begun"):
         _ = callback.history
+
+
+def test_a_model_that_is_split_is_refused():
+    trained = model()
+    with group_of_one() as mesh:
+        torch.distributed.fsdp.fully_shard(trained, mesh=mesh)
+        optimizer = torch.optim.SGD(trained.parameters())
+        with pytest.raises(hsv.HsvError, match=r"split over processes \(fully_shard\), which this callback cannot"):
+            CompressionCallback(rule=3).on_train_begin(
+                SimpleNamespace(world_size=1), None, None, model=trained, optimizer=optimizer
+            )
