@@ -25,7 +25,8 @@ SEED_DISTANCE = 7.0  # between the beginnings of the two long curves
 SAME_DISTANCE = 0.5  # by how much the distance of two discs may depend on whether they lie on one curve
 GREY = 0.75  # of a dash; discs are white
 TRIES_OF_A_DASH, TRIES_OF_A_DISTRACTOR = 12, 5
-RETREATS, RETREAT = 6, 4  # how often two curves in a dead end go back, and by how many dashes
+RETREATS, RETREAT = 6, 4  # how often a long curve in a dead end goes back, and by how many dashes
+SECOND_CURVES = 30  # tries of a second curve beside the first
 TRIES_OF_A_PICTURE = 20_000
 SAMPLES = 4  # points of a dash that clearance is measured from: the bend before it, both its ends and its middle
 
@@ -127,53 +128,86 @@ def _choose_pairs(random, tips, pairs):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _grow(random, contour, distractor, n_distractors, continuity, taken, owners, tips, pairs):  # type: ignore[no-untyped-def]
-    """Grow all curves; return the number of points, or -1 if the two long ones found no room, or no places for discs.
+def _curve(random, state, contour, continuity, curve, taken, owners, n_taken, tips, n_tips, retreats):  # type: ignore[no-untyped-def]
+    """Put a whole curve that begins at `state`, which becomes its end; return the number of points, or -1 where it finds no room.
+
+    In a dead end it goes back by some dashes, at most `retreats` times.
+    """
+    samples = np.empty((SAMPLES, 2))
+    history = np.empty((contour + 1, 3))  # the state before each dash
+    history[0] = state
+    place, first = 0, n_taken
+    while place < contour:
+        history[place + 1] = history[place]
+        n_taken = _step(
+            random,
+            history[place + 1],
+            continuity,
+            curve,
+            place,
+            taken,
+            owners,
+            first + SAMPLES * place,
+            tips,
+            n_tips,
+            samples,
+        )
+        if n_taken >= 0:
+            place += 1
+        elif retreats == 0:
+            return -1
+        else:
+            retreats -= 1
+            place = max(0, place - RETREAT)
+    state[:] = history[contour]
+    return n_taken
+
+
+@numba.njit(cache=True)
+def _anywhere(random, state):  # type: ignore[no-untyped-def]
+    """Draw a place inside the border, and a direction."""
+    inner = REFERENCE_SIDE - 2 * BORDER
+    state[0], state[1] = BORDER + inner * random.random(), BORDER + inner * random.random()
+    state[2] = 2 * math.pi * random.random()
+
+
+@numba.njit(cache=True)
+def _long_curves(random, contour, continuity, taken, owners, tips, pairs):  # type: ignore[no-untyped-def]
+    """Put the two long curves; return the number of points, or -1 if they find no room, or no places for discs.
 
     `tips` gets beginning and end of the first and of the second curve, `pairs` the ends that get discs: row 0 of two curves, row 1 of the same.
     """
-    samples = np.empty((SAMPLES, 2))
-    history = np.empty((contour + 1, 2, 3))  # where each curve ends, and its direction, before each dash
-    states = history[0]
-    inner = REFERENCE_SIDE - 2 * BORDER
-    states[0, 0], states[0, 1] = BORDER + inner * random.random(), BORDER + inner * random.random()
-    away = 2 * math.pi * random.random()
-    states[1, 0] = states[0, 0] + SEED_DISTANCE * math.cos(away)
-    states[1, 1] = states[0, 1] + SEED_DISTANCE * math.sin(away)
-    for curve in range(2):
-        states[curve, 2] = 2 * math.pi * random.random()
-        tips[2 * curve, 0], tips[2 * curve, 1] = states[curve, 0], states[curve, 1]
-    place, retreats = 0, 0
-    while place < contour:
-        n_taken = 2 * SAMPLES * place
-        history[place + 1] = history[place]
-        for curve in range(2):
-            n_taken = _step(
-                random, history[place + 1, curve], continuity, curve, place, taken, owners, n_taken, tips, 0, samples
-            )
-            if n_taken < 0:
-                break
+    state = np.empty(3)
+    _anywhere(random, state)
+    tips[0] = state[:2]
+    first = _curve(random, state, contour, continuity, 0, taken, owners, 0, tips, 0, RETREATS)
+    if first < 0:
+        return -1
+    tips[1] = state[:2]
+    for _ in range(SECOND_CURVES):
+        away = 2 * math.pi * random.random()
+        state[0], state[1] = tips[0, 0] + SEED_DISTANCE * math.cos(away), tips[0, 1] + SEED_DISTANCE * math.sin(away)
+        state[2] = 2 * math.pi * random.random()
+        tips[2] = state[:2]
+        n_taken = _curve(random, state, contour, continuity, 1, taken, owners, first, tips, 0, RETREATS)
         if n_taken >= 0:
-            place += 1
-        elif retreats == RETREATS:
-            return -1
-        else:
-            retreats += 1
-            place = max(0, place - RETREAT)
-    n_taken, states = 2 * SAMPLES * contour, history[contour]
-    for curve in range(2):
-        tips[2 * curve + 1, 0], tips[2 * curve + 1, 1] = states[curve, 0], states[curve, 1]
-    if not _choose_pairs(random, tips, pairs):
+            tips[3] = state[:2]
+            if _choose_pairs(random, tips, pairs):
+                return n_taken
+    return -1
+
+
+@numba.njit(cache=True)
+def _grow(random, contour, distractor, n_distractors, continuity, taken, owners, tips, pairs):  # type: ignore[no-untyped-def]
+    """Put all curves; return the number of points, or -1 as `_long_curves` does."""
+    state = np.empty(3)
+    n_taken = _long_curves(random, contour, continuity, taken, owners, tips, pairs)
+    if n_taken < 0:
         return -1
     for number in range(n_distractors):
         for _ in range(TRIES_OF_A_DISTRACTOR):
-            states[0, 0], states[0, 1] = BORDER + inner * random.random(), BORDER + inner * random.random()
-            states[0, 2] = 2 * math.pi * random.random()
-            end = n_taken
-            for place in range(distractor):
-                end = _step(random, states[0], continuity, 2 + number, place, taken, owners, end, tips, 4, samples)
-                if end < 0:
-                    break
+            _anywhere(random, state)
+            end = _curve(random, state, distractor, continuity, 2 + number, taken, owners, n_taken, tips, 4, 0)
             if end >= 0:
                 n_taken = end
                 break

@@ -168,9 +168,11 @@ def test_files_give_what_was_written_in_the_order_of_the_lists(tmp_path, inside,
     np.testing.assert_array_equal(found, pictures)
     np.testing.assert_array_equal(found_labels, labels)
     dataset = load_dataset("pathfinder", tmp_path, {"source": "files"})
-    sizes = [len(part) for part in (dataset.train, dataset.validation, dataset.test)]
-    assert sum(sizes) == 132
-    assert sizes[1] == sizes[2] == sum(np.bincount(labels)[k] // 10 for k in (0, 1))
+    ones = int(labels.sum())
+    counts = (ones, 132 - ones)
+    assert len(dataset.validation) == sum((count + 1) // 10 for count in counts)  # the ninth of ten of a class
+    assert len(dataset.test) == sum(count // 10 for count in counts)
+    assert len(dataset.train) == 132 - len(dataset.validation) - len(dataset.test)
     assert torch.equal(dataset.train.inputs[0, :, 0], torch.from_numpy(pictures[0].ravel()))
 
 
