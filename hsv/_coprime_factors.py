@@ -23,7 +23,7 @@ from hsv._order import Rule
 from hsv._reduction import Reduction, balanced_truncation
 from hsv._riccati import stabilising_solution
 from hsv._riccati_balancing import RiccatiReduction, dual, matrices_on_host
-from hsv._stabilisability import control_solution, require_movable
+from hsv._stabilisability import control_solution, require_regulable
 from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace
 
 
@@ -153,7 +153,7 @@ def normalized_coprime_factors(sys: LinearSystem, *, left: bool = True) -> Copri
         solution = control_solution(A, B, C, D, discrete=sys.is_discrete)
         return solution.gain, solution.weight
 
-    return _factors(sys, gain, left, detectable=True)
+    return _factors(sys, gain, left, normalized=True)
 
 
 def inner_coprime_factors(sys: LinearSystem, *, left: bool = True) -> CoprimeFactors:
@@ -295,13 +295,12 @@ def _mirrored(sys: LinearSystem, left: bool, decay: float) -> CoprimeFactors:
     def gain(A: Matrix, B: Matrix, C: Matrix, D: Matrix) -> tuple[Matrix, Matrix]:
         # In discrete time (A + B F) e^shift is the closed loop of A e^shift and B e^shift.
         A, B = (A * np.exp(shift), B * np.exp(shift)) if sys.is_discrete else (A + shift * np.eye(A.shape[-1]), B)
-        require_movable(A, B, discrete=sys.is_discrete, what=f"moved by no {'output' if left else 'input'}")
         solution = stabilising_solution(
             A, B, np.zeros_like(A), np.eye(B.shape[-1]), np.zeros_like(B), discrete=sys.is_discrete
         )
         return solution.gain, solution.weight
 
-    return _factors(sys, gain, left, detectable=False)
+    return _factors(sys, gain, left, decay=shift)
 
 
 def _factors(
@@ -309,15 +308,15 @@ def _factors(
     gain: Callable[[Matrix, Matrix, Matrix, Matrix], tuple[Matrix, Matrix]],
     left: bool,
     *,
-    detectable: bool,
+    normalized: bool = False,
+    decay: float = 0.0,
 ) -> CoprimeFactors:
     """Right factors from a feedback and its weight, left ones as those of the dual system."""
-    system = matrices_on_host(sys)
+    A, B, C, D = system = matrices_on_host(sys)
+    # What moves the poles must: outputs, by an injection, or inputs, by a feedback. Normalised factors need both.
+    inputs, outputs = (B if normalized or not left else None), (C if normalized or left else None)
+    require_regulable(A, inputs, outputs, discrete=sys.is_discrete, decay=decay)
     A, B, C, D = dual(*system) if left else system
-    ways = ("seen by no output", "moved by no input") if left else ("moved by no input", "seen by no output")
-    require_movable(A, B, discrete=sys.is_discrete, what=ways[0])
-    if detectable:
-        require_movable(adjoint(A), adjoint(C), discrete=sys.is_discrete, what=ways[1])
     F, weight = gain(A, B, C, D)
     V = np.linalg.inv(adjoint(np.linalg.cholesky(weight)))  # V V^H = weight^-1
     stacked = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hsv._hankel import Factors
-from hsv._lyapunov import Matrix, adjoint
+from hsv._lyapunov import Matrix
 from hsv._order import Rule
 from hsv._riccati_balancing import (
     RiccatiReduction,
@@ -15,7 +15,7 @@ from hsv._riccati_balancing import (
     tail_sums,
     truncate,
 )
-from hsv._stabilisability import control_solution, require_movable
+from hsv._stabilisability import control_solution, require_regulable
 from hsv._systems import LinearSystem
 
 
@@ -77,8 +77,7 @@ def lqg_balanced_truncation(sys: LinearSystem, rule: Rule | int) -> RiccatiReduc
     (array([2.4142, 0.099 ]), array([1.]))
     """
     A, B, C, D = matrices_on_host(sys)
-    require_movable(A, B, discrete=sys.is_discrete, what="moved by no input")
-    require_movable(adjoint(A), adjoint(C), discrete=sys.is_discrete, what="seen by no output")
+    require_regulable(A, B, C, discrete=sys.is_discrete)
     observe, first = _closed_loop_factor(A, B, C, D, discrete=sys.is_discrete)
     control, second = _closed_loop_factor(*dual(A, B, C, D), discrete=sys.is_discrete)
     factors = Factors(control, observe, sensitivity=np.maximum(first, second))

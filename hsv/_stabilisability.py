@@ -19,16 +19,28 @@ def control_solution(A: Matrix, B: Matrix, C: Matrix, D: Matrix, *, discrete: bo
     return stabilising_solution(A, B, adjoint(C) @ C, R, adjoint(C) @ D, discrete=discrete)
 
 
-def require_movable(A: Matrix, B: Matrix, *, discrete: bool, what: str) -> None:
-    """Raise where a pole on or outside the stability boundary is an eigenvalue that ``B`` does not reach (Popov, Belevitch, Hautus)."""
+def require_regulable(A: Matrix, B: Matrix | None, C: Matrix | None, *, discrete: bool, decay: float = 0.0) -> None:
+    """Raise where a pole on or outside the stability boundary, or one that decays no faster than asked for, is moved by no input, or seen by no output, of those given.
+
+    By the test of Popov, Belevitch and Hautus. `decay` is that of a unit of time, or of a step.
+    """
     poles = eigenvalues(A)
-    outside = np.abs(poles) >= 1 if discrete else poles.real >= 0
-    for index in zip(*np.nonzero(outside), strict=True):
+    slow = np.abs(poles) >= np.exp(-decay) if discrete else poles.real >= -decay
+    for index in zip(*np.nonzero(slow), strict=True):
         system, pole = index[:-1], complex(poles[index])
-        if _distance(A[system], B[system], pole) <= 4 * A.shape[-1] * _EPS:
+        found = []
+        if B is not None and _distance(A[system], B[system], pole) <= 4 * A.shape[-1] * _EPS:
+            found.append("moved by no input")
+        if (
+            C is not None
+            and _distance(adjoint(A[system]), adjoint(C[system]), pole.conjugate()) <= 4 * A.shape[-1] * _EPS
+        ):
+            found.append("seen by no output")
+        if found:
             where = f" (system {tuple(int(i) for i in system)})" if system else ""
+            kind = f"decays no faster than {decay:.6g}" if decay else "is not stable"
             raise IllConditionedError(
-                f"the pole {pole:.6g}{where} is not stable and is {what}: no controller stabilises the system; take it out with hsv.split_unstable"
+                f"the pole {pole:.6g}{where} {kind} and is {' and '.join(found)}: no controller can change that; take such states out first"
             )
 
 

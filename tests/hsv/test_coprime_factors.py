@@ -232,6 +232,9 @@ def test_refusals(dt, rng):
     hsv.inner_coprime_factors(hidden, left=False)  # a feedback sees all states
     with pytest.raises(hsv.IllConditionedError, match="moved by no input"):
         hsv.inner_coprime_factors(hsv.StateSpace(hidden.A, [[0.0], [1.0]], hidden.C, dt=dt), left=False)
+    slow = hsv.StateSpace(np.diag([0.9, 0.1] if dt else [-0.05, -3.0]), np.ones((2, 1)), [[0.0, 1.0]], dt=dt)
+    with pytest.raises(hsv.IllConditionedError, match="decays no faster than 0.2 and is seen by no output"):
+        hsv.stable_coprime_factors(slow, 0.2)
     for decay, error in [(0.0, hsv.HsvError), (-1.0, hsv.HsvError), (True, hsv.DtypeError), ("1", hsv.DtypeError)]:
         with pytest.raises(error, match="decay"):
             hsv.stable_coprime_factors(boundary, decay)
