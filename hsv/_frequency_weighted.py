@@ -277,6 +277,8 @@ def _pair(
 
 def _gain(source: Source, weight: StateSpace) -> np.ndarray:
     """The H-infinity norm of ``K W``, infinite where there is no ``K``."""
+    if not np.any(source.exists):
+        return np.full(source.exists.shape, np.inf)
     K = source.K
     norm = to_host(hinf_norm(StateSpace(weight.A, weight.B, product(K, weight.C), product(K, weight.D), dt=weight.dt)))
     return np.asarray(np.where(source.exists, (1 + 1e-8) * norm, np.inf))  # the norm is found to 1e-9

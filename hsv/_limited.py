@@ -106,7 +106,8 @@ def frequency_limited_truncation(
     >>> slow.system.poles().real.round(1), fast.system.poles().real.round(1)
     (array([-2.]), array([-99.]))
     """
-    return _frequency_limited(sys, rule, band, stability, steady_state=False)
+    rule, pair = as_rule(rule), _pair_of_band(sys, band, stability)
+    return reduce_by_pair(sys, rule, pair, steady_state=False, without_bound=_WITHOUT_BOUND)
 
 
 def frequency_limited_singular_perturbation(
@@ -125,7 +126,8 @@ def frequency_limited_singular_perturbation(
     >>> float(red.system.frequency_response([0.0])[0, 0, 0].real.round(12))          # 1 / 1 + 1 / 10
     1.1
     """
-    return _frequency_limited(sys, rule, band, stability, steady_state=True)
+    rule, pair = as_rule(rule), _pair_of_band(sys, band, stability)
+    return reduce_by_pair(sys, rule, pair, steady_state=True, without_bound=_WITHOUT_BOUND)
 
 
 def time_limited_truncation(
@@ -210,34 +212,23 @@ def time_limited_truncation(
     return reduce_by_pair(sys, rule, pair, steady_state=False, without_bound=_WITHOUT_BOUND)
 
 
-def _frequency_limited(
-    sys: LinearSystem, rule: Rule | int, band: Band, stability: str | None, *, steady_state: bool
-) -> Reduction:
+def _pair_of_band(sys: LinearSystem, band: Band, stability: str | None) -> GramianPair:
     check_stability_name(stability)
-    rule = as_rule(rule)
-    checked_bands(sys, band)
+    edges = checked_bands(sys, band)
     full = dense_in_double(sys)
     mirror = dual(full)
     assert isinstance(mirror, StateSpace)
-    if stability is None:
-        pair = _pair_of_band(sys, full, mirror, band)
-    else:
-        edges = checked_bands(sys, band)
+    if stability is not None:
         inputs = [band_input(x, edges) for x in (full, mirror)]
         if any(x is None for x in inputs):
             S = band_operator(full, edges)
             inputs = [product(S, full.B), product(conjugate_transpose(S), mirror.B)]
         parts = [_band_source(x, SB, stability) for x, SB in zip((full, mirror), inputs, strict=True)]
-        pair = _pair_of(full, *parts)
-    return reduce_by_pair(sys, rule, pair, steady_state=steady_state, without_bound=_WITHOUT_BOUND)
-
-
-def _pair_of_band(sys: LinearSystem, full: StateSpace, mirror: StateSpace, band: Band) -> GramianPair:
-    """Factors by quadrature, or from the Gramians where poles are too lightly damped for that."""
-    edges = checked_bands(sys, band)
+        return _pair_of(full, *parts)
     control, observe = band_factor(full, edges), band_factor(mirror, edges)
     if control is not None and observe is not None:
         return GramianPair(Factors(control, observe), _noise_of_factors(control, observe))
+    # From Gramians, where poles are too lightly damped for a quadrature.
     if isinstance(sys, DiagonalStateSpace) and not sys._conjugate_pairs:  # closed forms: their errors are relative
         P, Q = frequency_limited_gramians(in_double_precision(sys), band)
         rounding = noise_of_gramians(P, Q)

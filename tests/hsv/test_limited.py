@@ -239,6 +239,21 @@ def test_a_window_on_an_unstable_system(rng):
             hsv.time_limited_truncation(sys, 3, 3, stability="absolute-value")
 
 
+def test_warnings_point_at_the_caller(rng):
+    sys = hsv.StateSpace(-np.eye(3), [[1.0], [1.0], [0.0]], [[1.0, 0.0, 1.0]], dt=0)  # of order 1
+    weight = hsv.StateSpace([[-1.0]], [[1.0]], [[1.0]], dt=0)
+    for call in (
+        lambda: hsv.frequency_limited_truncation(sys, 3, (0, 1)),
+        lambda: hsv.frequency_limited_singular_perturbation(sys, 3, (0, 1)),
+        lambda: hsv.time_limited_truncation(sys, 3, 1.0),
+        lambda: hsv.frequency_weighted_truncation(sys, 3, input_weight=weight),
+        lambda: hsv.frequency_weighted_singular_perturbation(sys, 3, input_weight=weight),
+    ):
+        with pytest.warns(hsv.OrderWarning, match="capped at 1") as caught:
+            call()
+        assert caught[0].filename == __file__
+
+
 @pytest.mark.parametrize(("pole", "dt"), [(2.0, True), (2.0, 0)])
 def test_states_that_overflow_are_refused(pole, dt):
     sys = hsv.StateSpace([[pole]], [[1.0]], [[1.0]], dt=dt)
