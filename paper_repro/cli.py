@@ -14,18 +14,33 @@ import typer
 from rich.console import Console
 from rich.padding import Padding
 
-from paper_repro import provenance
 from paper_repro.comparison import best_of_words, group_runs, make_table
 from paper_repro.configuration import ARMS, Arm, make_config, parse_overrides, preset_names, read_preset
 from paper_repro.errors import ConfigurationError, ReproError
 from paper_repro.finished_runs import BEST_FILE
+from paper_repro.options import (
+    Cpu,
+    DataDir,
+    Gpu,
+    Minutes,
+    Out,
+    Overrides,
+    Paper,
+    Quick,
+    Rows,
+    SharedRate,
+    TableName,
+    Tasks,
+    Workers,
+    default_workers,
+)
 from paper_repro.progress import RunProgress
 from paper_repro.results import RunResult, find_result, read_results
+from paper_repro.studies import app as studies
 from paper_repro.tables.graph import Extent
 from paper_repro.tables.grid import Format
 from paper_repro.tables.plan import VARIANTS, Variant
 
-MOST_WORKERS = 8
 NOT_FINISHED = 3  # exit status of a command whose minutes were over before its runs
 RUNS, TABLE_RUNS = Path("runs"), Path("runs/tables")
 
@@ -38,27 +53,7 @@ app = typer.Typer(
     "More: study, moments, ranking, regularisation (see their --help).",
     epilog="Example: [bold]python -m paper_repro run digits --seed 0 --set tau=0.2[/bold]",
 )
-
-Preset = Annotated[str, typer.Argument(help="A preset, see `run --list`, or a .toml file.", show_default=False)]
-TableName = Annotated[str, typer.Argument(help="Name of a table, or table1, table2, ...", show_default=False)]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value; may be repeated.")
-]
-Out = Annotated[Path, typer.Option(help="Folder of results and checkpoints.")]
-DataDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the data files.", show_default=False)]
-Workers = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="Runs at a time; default: the cores.", show_default=False)
-]
-Minutes = Annotated[
-    float | None, typer.Option(metavar="N", min=0, help="Stop then; repeat to go on (status 3).", show_default=False)
-]
-Quick = Annotated[bool, typer.Option("--quick", help="Of a table: to see that it runs.")]
-Cpu = Annotated[bool, typer.Option("--cpu", help="What a CPU does in an hour.")]
-Gpu = Annotated[bool, typer.Option("--gpu", help="What a GPU does in hours.")]
-Paper = Annotated[bool, typer.Option("--paper", help="As in the paper.")]
-SharedRate = Annotated[bool, typer.Option("--shared-rate", help="The preset's learning rate for all.")]
-Rows = Annotated[str | None, typer.Option(metavar="A,B", help="Only these rows of the table.", show_default=False)]
-Tasks = Annotated[str | None, typer.Option(metavar="A,B", help="Only these tasks.", show_default=False)]
+app.add_typer(studies)
 
 
 @app.command(epilog="Example: [bold]python -m paper_repro demo --seeds 1[/bold]")
@@ -365,150 +360,6 @@ def tasks() -> None:
         sizes = f"{train} sequences to train on, {validation} to validate, {test} to test; at most {task.longest:,} steps long."
         lines = [f"Data: {task.where}. {sizes}", f"Options: {options or 'none'}", f"Source: {task.reference}"]
         console.print(Padding("\n".join(lines), (0, 0, 0, 4)), highlight=False)
-
-
-@app.command(
-    "ranking", hidden=True, epilog="Example: [bold]python -m paper_repro ranking --preset digits --seeds 5[/bold]"
-)
-def ranking_command(
-    preset: Annotated[str, typer.Option(help="A preset, or a .toml file.")] = "digits",
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds: 0, 1, ...")] = 5,
-    overrides: Overrides = None,
-    results: Annotated[
-        Path | None, typer.Option(help="File; default: ranking.json in paper_repro/results.", show_default=False)
-    ] = None,
-) -> None:
-    """How early the ranking of the states settles."""
-    import torch
-
-    from paper_repro.ranking import measure_rankings, write_rankings
-    from paper_repro.tables.collected import RESULTS
-
-    torch.set_num_threads(1)
-    path = results or RESULTS / "ranking.json"
-    moments_ = list(measure_rankings(preset, range(seeds), parse_overrides(overrides or [])))
-    write_rankings(moments_, shlex.join(["python", "-m", "paper_repro", *sys.argv[1:]]), path)
-    Console().print(f"{len(moments_)} moments are in {path}", highlight=False)
-
-
-@app.command(hidden=True, epilog="[bold]python -m paper_repro study-table FILE[/bold] shows what was measured.")
-def study(
-    results: Annotated[Path, typer.Option(help="File that gets a line for each measurement.")] = Path(
-        "runs/study/measurements.jsonl"
-    ),
-    directory: Annotated[Path, typer.Option(help="Folder of the full models' checkpoints.")] = Path("runs/study"),
-    tasks: Annotated[
-        list[str] | None, typer.Option("--task", help="Only this task; may be repeated.", show_default=False)
-    ] = None,
-    seeds: Annotated[
-        int | None, typer.Option(min=1, help="Seeds: 0, 1, ...; default: the plan's.", show_default=False)
-    ] = None,
-    methods: Annotated[
-        list[str] | None, typer.Option("--method", help="Only this method, right after the cut; may be repeated.")
-    ] = None,
-    train_on: Annotated[
-        list[str] | None, typer.Option(help="Method after whose cuts models are trained on; may be repeated.")
-    ] = None,
-    train_on_sizes: Annotated[
-        list[int] | None, typer.Option(help="States of the models that are trained on; may be repeated.")
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Tiny models: whether everything runs, in minutes.")] = False,
-    workers: Workers = None,
-) -> None:
-    """Cuts of Mamba layers by every method, early and late."""
-    from paper_repro.study.plan import DEFAULT, QUICK, restricted
-    from paper_repro.study.run import run_study
-    from paper_repro.study.tables import study_tables
-
-    plan = restricted(
-        QUICK if quick else DEFAULT,
-        tasks=tasks,
-        seeds=seeds,
-        methods=methods,
-        methods_trained_on=train_on,
-        sizes_trained_on=train_on_sizes,
-    )
-    console = Console()
-    measurements = run_study(
-        plan, results=results, directory=directory, n_workers=workers or default_workers(), console=console
-    )
-    console.print(study_tables(measurements), markup=False, highlight=False, soft_wrap=True)
-
-
-@app.command("study-table", hidden=True)
-def study_table(
-    results: Annotated[Path, typer.Argument(help="File of measurements.")] = Path("runs/study/measurements.jsonl"),
-    into: Annotated[
-        Path | None, typer.Option(help="Page that gets the tables, between its two marks.", show_default=False)
-    ] = None,
-) -> None:
-    """Show what a study has measured, or put it into a page."""
-    from paper_repro.study.measurements import read_measurements
-    from paper_repro.study.tables import put_tables, study_tables
-
-    tables = study_tables(read_measurements(results))
-    if into is None:
-        Console().print(tables, markup=False, highlight=False, soft_wrap=True)
-    else:
-        put_tables(tables, into)
-
-
-@app.command(hidden=True, epilog="Example: [bold]python -m paper_repro moments --quick[/bold]")
-def moments(
-    results: Annotated[Path, typer.Option(help="File of the measurements.")] = Path("runs/moments.json"),
-    into: Annotated[
-        Path | None, typer.Option(help="Page that gets the table, between its two marks.", show_default=False)
-    ] = None,
-    stored: Annotated[bool, typer.Option("--stored", help="Measure nothing: the table of what the file has.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Two seeds and a few steps: whether everything runs.")] = False,
-) -> None:
-    """Cuts with the moments carried, sliced and reset."""
-    import torch
-
-    from paper_repro.moments import MARKS, QUICK, Plan, measure, moments_table, read_results, write_results
-    from paper_repro.study.tables import put_tables
-
-    if not stored:
-        torch.set_num_threads(1)
-        origin = {"commit": provenance.commit(), **provenance.versions()}
-        write_results(list(measure(QUICK if quick else Plan())), origin, results)
-    table = moments_table(read_results(results))
-    if into is None:
-        Console().print(table, markup=False, highlight=False, soft_wrap=True)
-    else:
-        put_tables(f"{table}\n", into, MARKS)
-
-
-@app.command(hidden=True, epilog="Example: [bold]python -m paper_repro regularisation --quick[/bold]")
-def regularisation(
-    results: Annotated[Path, typer.Option(help="File of the measurements.")] = Path("runs/regularisation.json"),
-    into: Annotated[
-        Path | None, typer.Option(help="Page that gets the table, between its two marks.", show_default=False)
-    ] = None,
-    stored: Annotated[bool, typer.Option("--stored", help="Measure nothing: the table of what the file has.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="A few steps: whether everything runs.")] = False,
-) -> None:
-    """What a step costs with a penalty, and after a cut."""
-    import torch
-
-    from paper_repro.regularisation_time import MARKS, QUICK, Plan, measure, read_results, times_table, write_results
-    from paper_repro.study.tables import put_tables
-
-    if not stored:
-        torch.set_num_threads(1)
-        device = provenance.device_name(torch.device("cpu"))
-        origin = {"commit": provenance.commit(), **provenance.versions(), "device": device, "threads": 1}
-        write_results(list(measure(QUICK if quick else Plan())), origin, results)
-    table = times_table(read_results(results))
-    if into is None:
-        Console().print(table, markup=False, highlight=False, soft_wrap=True)
-    else:
-        put_tables(f"{table}\n", into, MARKS)
-
-
-def default_workers() -> int:
-    """Return how many runs go at a time: the cores, but not more than `MOST_WORKERS`."""
-    return min(provenance.available_cores(), MOST_WORKERS)
 
 
 def _known() -> str:
