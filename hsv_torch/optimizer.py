@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -62,12 +62,16 @@ def _joined(moment: Tensor, parameter: Tensor) -> Tensor:
 _Carrier: TypeAlias = Callable[[_PullBack, Mapping[str, Mapping[str, Any]]], dict[str, dict[str, Tensor]]]
 
 
+_Weigher: TypeAlias = Callable[[_ParameterState, Mapping[str, Any]], None]
+
+
 @dataclass(frozen=True)
 class _Rule:
-    """What the state of an optimizer holds (`keys`) and how it is carried; `carry` gives {key: {parameter name: tensor}}."""
+    """What the state of an optimizer holds (`keys`) and how it is carried; `carry` gives {key: {parameter name: tensor}}, `weigh` changes a carried state in place."""
 
     keys: frozenset[str]
     carry: _Carrier
+    weigh: _Weigher | None = None
 
 
 def _moments_rule(first: Iterable[str], second: Iterable[str], magnitude: Iterable[str]) -> _Rule:
@@ -151,6 +155,28 @@ def register_moments(
 
 for _type in (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam):
     register_moments(_type, first=["exp_avg"], second=["exp_avg_sq", "max_exp_avg_sq"])
+
+# The second moments that Adam has learnt belong to the gradients of the old model. After a cut that loses something the gradients are larger, and steps that are divided by the
+# old ones too long: a tenth to a hundredth of the new second moment was seen. As two steps' worth they are a beginning, and what comes counts at once.
+CARRIED_STEPS = 2
+
+
+def _weigh_adam(state: _ParameterState, group: Mapping[str, Any]) -> None:
+    """Let carried moments count as few steps; the bias correction, which begins anew there, makes the same of them as before."""
+    steps = float(state.get("step", 0))
+    if steps <= CARRIED_STEPS:
+        return
+    for keys, beta in zip((("exp_avg",), ("exp_avg_sq", "max_exp_avg_sq")), group["betas"], strict=True):
+        factor = (1 - float(beta) ** CARRIED_STEPS) / (1 - float(beta) ** steps)
+        for key in keys:
+            if key in state:
+                state[key] = state[key] * factor
+    step = state["step"]
+    state["step"] = torch.full_like(step, CARRIED_STEPS) if isinstance(step, Tensor) else type(step)(CARRIED_STEPS)
+
+
+for _type in (torch.optim.Adam, torch.optim.AdamW):
+    _RULES[_type] = replace(_RULES[_type], weigh=_weigh_adam)
 register_moments(torch.optim.SGD, first=["momentum_buffer"])
 register_moments(torch.optim.Adagrad, second=["sum"])
 register_moments(torch.optim.Adamax, first=["exp_avg"], magnitude=["exp_inf"])
@@ -237,7 +263,7 @@ def carried_state(
     Returns
     -------
     dict
-        The new state of each parameter that had one. Entries that are not moments, as step counts, are kept.
+        The new state of each parameter that had one. Entries that are not moments are kept, as step counts are but for Adam and AdamW.
     """
     states = {name: optimizer.state[parameter] for name, parameter in old.items() if optimizer.state.get(parameter)}
     rule = _rule_of(optimizer)
@@ -253,6 +279,9 @@ def carried_state(
     for key, tensors in rule.carry(_PullBack(adapter, cut, old, states), groups).items():
         for name, tensor in tensors.items():
             new[name][key] = _joined(tensor, old[name]).contiguous()
+    if rule.weigh is not None:
+        for name, state in new.items():
+            rule.weigh(state, groups[name])
     return new
 
 
@@ -268,8 +297,9 @@ def carry_moments(
     Moments are covectors. With the old parameters of the kept part as a function of the new ones,
     ``p_old = g(p_new)``, first moments become ``(dg/dp_new)^T m`` and second moments ``((dg/dp_new)^2)^T v``, with the
     square taken element by element; the second is an approximation, for it forgets the correlations. On a cut that
-    loses nothing the carried first moment of a gradient is the gradient of the small model. Step counts stay, learning
-    rates and all other options too, and so does the order of the groups.
+    loses nothing the carried first moment of a gradient is the gradient of the small model. With Adam and AdamW the moments that are
+    carried count as two steps: their values after the bias correction are the carried ones, and the gradients of the small model, which after a cut are larger, soon
+    outweigh them. Other step counts stay, learning rates and all other options too, and so does the order of the groups.
 
     Parameters
     ----------

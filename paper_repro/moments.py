@@ -1,9 +1,10 @@
-"""What a cut does with the optimizer's moments: carried into the new coordinates, sliced, or forgotten; and the loss after it."""
+"""What a cut does with the optimizer's moments: carried into the new coordinates, with few steps' weight or with all, sliced, or forgotten; and the loss after it."""
 
 from __future__ import annotations
 
 import copy
 import json
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from paper_repro.sequences import Dataset
 from paper_repro.statistics import paired_difference, summarise
 from paper_repro.tasks import load_dataset
 
-Way = Literal["carried", "sliced", "reset"]
+Way = Literal["carried", "with all steps", "sliced", "reset"]
 WAYS: tuple[Way, ...] = get_args(Way)
 MARKS = ("<!-- table: written by moments -->", "<!-- end of the table -->")
 
@@ -35,15 +36,16 @@ class Plan:
     rates: tuple[float, ...] = (4e-3, 2e-2)
     d_model: int = 8
     n_states: int = 64
-    sizes: tuple[int, ...] = (32, 16, 8)
+    sizes: tuple[int, ...] = (48, 32, 16, 8)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
     batch_size: int = 50
     steps_before: int = 600
     steps_after: int = 200
     first_steps: int = 20
+    batches_of_ratio: int = 28  # about an epoch
 
 
-QUICK = Plan(n_states=16, sizes=(4,), seeds=(0, 1), steps_before=4, steps_after=3, first_steps=2)
+QUICK = Plan(n_states=16, sizes=(4,), seeds=(0, 1), steps_before=4, steps_after=3, first_steps=2, batches_of_ratio=2)
 
 
 def make_optimizer(name: str, model: nn.Module, rate: float) -> torch.optim.Optimizer:
@@ -54,14 +56,52 @@ def make_optimizer(name: str, model: nn.Module, rate: float) -> torch.optim.Opti
 
 
 def cut(model: nn.Module, optimizer: torch.optim.Optimizer, size: int, way: Way) -> None:
-    """Cut every layer to `size` states; "sliced" keeps the leading entries of each moment, though the new states are none of the old ones."""
+    """Cut every layer to `size` states.
+
+    "with all steps" gives carried moments of Adam the count of steps, and so the weight, that the old ones had; "sliced" keeps the leading entries of each moment, though the new
+    states are none of the old ones.
+    """
     before = {parameter: dict(state) for parameter, state in optimizer.state.items()}
-    moments: Literal["carry", "reset"] = "carry" if way == "carried" else "reset"
+    moments: Literal["carry", "reset"] = "carry" if way in ("carried", "with all steps") else "reset"
     report = hsv_torch.compress_(model, hsv.Order(size), optimizer=optimizer, moments=moments)
-    if way == "sliced":
-        for old, new in report.replaced.values():
-            if old in before and new is not None:
+    for old, new in report.replaced.values():
+        if old in before and new is not None:
+            if way == "sliced":
                 optimizer.state[new] = {key: _leading(value, new) for key, value in before[old].items()}
+            elif way == "with all steps" and "step" in before[old]:
+                _give_steps(optimizer.state[new], before[old]["step"], optimizer.defaults["betas"])
+
+
+def _give_steps(state: dict[str, Any], step: torch.Tensor, betas: tuple[float, float]) -> None:
+    """Change the count of steps, and the moments so that their values after the bias correction stay."""
+    for key, beta in zip(("exp_avg", "exp_avg_sq"), betas, strict=True):
+        state[key] = state[key] * (1 - beta ** float(step)) / (1 - beta ** float(state["step"]))
+    state["step"] = step.clone()
+
+
+def second_moment_ratio(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batches: ShuffledBatches, count: int
+) -> float | None:
+    """Median of the second moments in the optimizer over the mean squared gradients of `count` batches, over the entries that depend on the states; None without such moments."""
+    names = {name: p for name, p in model.named_parameters() if "exp_avg_sq" in optimizer.state.get(p, {})}
+    if not names:
+        return None
+    squares: dict[str, torch.Tensor] = {}
+    trial = copy.deepcopy(model)
+    for _ in range(count):
+        batch = batches.next()
+        trial.zero_grad()
+        nn.functional.cross_entropy(trial(*batch.arguments), batch.labels).backward()
+        for name, p in trial.named_parameters():
+            assert p.grad is not None
+            squares[name] = squares.get(name, 0.0) + p.grad.square() / count
+    ratios = []
+    for name, p in names.items():
+        state = optimizer.state[p]
+        if ".layer." in name and not name.endswith(".D"):
+            bias = 1 - optimizer.defaults["betas"][1] ** float(state["step"])
+            ratios.append((state["exp_avg_sq"] / bias / squares[name].clamp_min(1e-30)).flatten())
+    return float(torch.cat(ratios).median())
 
 
 def _leading(value: Any, parameter: nn.Parameter) -> Any:
@@ -85,6 +125,10 @@ def measure(plan: Plan) -> Iterator[dict[str, Any]]:
                 for way in WAYS:
                     model_of_way, optimizer_of_way = copy.deepcopy((model, optimizer))
                     cut(model_of_way, optimizer_of_way, size, way)
+                    ratio = None
+                    if way == "carried":
+                        batches.load_state_dict(taken)
+                        ratio = second_moment_ratio(model_of_way, optimizer_of_way, batches, plan.batches_of_ratio)
                     batches.load_state_dict(taken)
                     losses = _train(model_of_way, optimizer_of_way, batches, plan.steps_after)
                     yield {
@@ -96,6 +140,7 @@ def measure(plan: Plan) -> Iterator[dict[str, Any]]:
                         "loss_before": _mean(before[-plan.first_steps :]),
                         "loss_first": _mean(losses[: plan.first_steps]),
                         "loss": _mean(losses),
+                        "second_moment_ratio": ratio,
                     }
 
 
@@ -150,24 +195,25 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 
 def moments_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Return a Markdown table: a row for each optimizer and size; losses of the three ways and paired differences to the carried ones."""
-    lines = [
-        "| optimizer, states left | loss after the cut | carried | sliced | reset | sliced - carried | reset - carried |",
-        "|---|---|---|---|---|---|---|",
+    """Return a Markdown table: a row for each optimizer and size; losses of the ways, paired differences to the carried moments, and how large the carried second moments are."""
+    others = WAYS[1:]
+    head = [
+        "optimizer, states left",
+        "loss after the cut",
+        *WAYS,
+        *(f"{way} - carried" for way in others),
+        "carried second moment / new one",
     ]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for optimizer, states in dict.fromkeys((r["optimizer"], r["states"]) for r in results):
+        rows = [r for r in results if (r["optimizer"], r["states"]) == (optimizer, states)]
         for key, name in (("loss_first", "first steps"), ("loss", "all steps")):
-            values = {
-                way: {
-                    r["seed"]: r[key]
-                    for r in results
-                    if (r["optimizer"], r["states"], r["way"]) == (optimizer, states, way)
-                }
-                for way in WAYS
-            }
-            means = [f"{summarise(list(values[way].values())).mean:.4f}" for way in WAYS]
-            differences = [_difference(values[way], values["carried"]) for way in ("sliced", "reset")]
-            lines.append(f"| {' | '.join((f'{optimizer}, {states}', name, *means, *differences))} |")
+            values = {way: {r["seed"]: r[key] for r in rows if r["way"] == way} for way in WAYS}
+            means = [f"{_mean(list(values[way].values())):.4f}" for way in WAYS]
+            differences = [_difference(values[way], values["carried"]) for way in others]
+            ratios = [r["second_moment_ratio"] for r in rows if r["second_moment_ratio"] is not None]
+            ratio = f"{statistics.median(ratios):.2g}" if ratios and key == "loss_first" else ""
+            lines.append(f"| {' | '.join((f'{optimizer}, {states}', name, *means, *differences, ratio))} |")
     return "\n".join(lines)
 
 
