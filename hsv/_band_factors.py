@@ -125,18 +125,18 @@ def _nodes(poles: np.ndarray, edges: list[tuple[float, float]], *, discrete: boo
     nodes: list[_Node] = []
     largest = float(np.abs(poles).max())
     for low, high in edges:
-        parts = []  # from, to, the poles in this variable, whether it is one over the frequency
+        parts = []  # from, to, the poles in this variable at both signs of frequency, whether it is one over the frequency
         if discrete:
             moving = poles[poles != 0]
             angles = -1j * np.log(moving)
             around = np.concatenate([angles - 2 * np.pi, angles, angles + 2 * np.pi])
-            parts.append((low, high, np.concatenate([around, -around.conj()]), False))
+            parts.append((low, high, np.concatenate([around, -around]), False))
         else:
             finite = high if math.isfinite(high) else max(2 * largest, low)
             if low < finite:
-                parts.append((low, finite, np.concatenate([-1j * poles, 1j * poles.conj()]), False))
+                parts.append((low, finite, np.concatenate([-1j * poles, 1j * poles]), False))
             if not math.isfinite(high):
-                parts.append((0.0, 1 / finite, np.concatenate([1j / poles, -1j / poles.conj()]), True))
+                parts.append((0.0, 1 / finite, np.concatenate([1j / poles, -1j / poles]), True))
         for first, last, singular, inverse in parts:
             pieces = _pieces(first, last, np.concatenate([singular, singular.conj()]))
             if pieces is None:

@@ -39,16 +39,18 @@ def test_the_right_hand_side_by_logarithms(dt, complex_, band, rng):
     np.testing.assert_allclose(found, expected, atol=1e-12 * np.abs(sys.B).max())
 
 
+@pytest.mark.parametrize("sign", [1, -1, 0])
 @pytest.mark.parametrize("dt", [0, True])
 @pytest.mark.parametrize("damping", [1e-3, 1e-6, 1e-9])
-def test_a_resonance_in_the_band(damping, dt):
-    """Closed forms of diagonal systems; the resonance has all of the Gramian, on a scale of its damping."""
-    poles = -damping * np.array([1.0, 1.0]) + 1j * np.array([1.0, -1.0])
+def test_a_resonance_in_the_band(damping, dt, sign):
+    """Closed forms of diagonal systems; the resonance has all of the Gramian, on a scale of its damping. Complex systems may have it at one sign of frequency alone."""
+    poles = -damping * np.array([1.0, 1.0]) + 1j * np.array([1.0, -1.0] if sign == 0 else [sign, 1.1 * sign])
     sys = hsv.DiagonalStateSpace(np.exp(poles) if dt else poles, np.ones((2, 1)), np.ones((1, 2)), dt=dt)
-    expected, _ = hsv.frequency_limited_gramians(sys, (0.5, 1.5))
-    L = band_factor(sys.to_dense(), checked_bands(sys, (0.5, 1.5)))
-    # a pole of 1 - d has a rounding error of eps / d relative to its distance to the boundary
-    np.testing.assert_allclose(L @ L.conj().T, expected, atol=(1e-11 + 1e-15 / damping) * np.abs(expected).max())
+    for band in ((0.5, 1.5), (0.5, math.inf)):
+        expected, _ = hsv.frequency_limited_gramians(sys, band)
+        L = band_factor(sys.to_dense(), checked_bands(sys, band))
+        # a pole of 1 - d has a rounding error of eps / d relative to its distance to the boundary
+        np.testing.assert_allclose(L @ L.conj().T, expected, atol=(1e-11 + 1e-15 / damping) * np.abs(expected).max())
 
 
 def test_many_columns_are_compressed_on_the_way(rng):
