@@ -69,7 +69,7 @@ def frequency_limited_gramians(sys: LinearSystem, band: Band) -> tuple[Array, Ar
     -----
     Diagonal systems: every entry is the logarithm of a cross ratio, evaluated without cancellation, so that bands far from all poles
     and narrow ones keep their digits; ``O(n^2 m)``, on the device of the arrays. Dense systems: Gauss' rule over pieces of the band that are so short that no pole comes near on their
-    scale, 20 nodes each; ``O(n^3)`` and ``O(n^2 m)`` a node, on the host, one matrix of a batch after the other. Where more than 500 pieces would be needed (tens of resonances in the band whose damping is below ``1e-6`` of
+    scale, 32 nodes each; ``O(n^3)`` and ``O(n^2 m)`` a node, on the host, one matrix of a batch after the other. Where more than 500 pieces would be needed (tens of resonances in the band whose damping is below ``1e-6`` of
     their distance), :math:`P_\Omega = S P + P S^H` and :math:`Q_\Omega = S^H Q + Q S` with :math:`S = \frac{1}{2\pi}\int_\Omega (i\omega I - A)^{-1} d\omega` from matrix logarithms at both edges, whose error is of the
     order of ``eps`` times the full Gramian, not the one of the band.
 

@@ -89,7 +89,7 @@ def frequency_limited_truncation(
 
     Notes
     -----
-    ``O(n^3)``, on the host. Without `stability` the Gramians are never formed: their factors are sums over the nodes of a quadrature, 20 in each piece of the band, and pieces are so short that no pole comes near on
+    ``O(n^3)``, on the host. Without `stability` the Gramians are never formed: their factors are sums over the nodes of a quadrature, 32 in each piece of the band, and pieces are so short that no pole comes near on
     their scale; ``O(n^2 m)`` a node. Values keep the digits that they have in :func:`balanced_truncation`. Where more than 500 pieces would be needed (tens of resonances in the band whose damping is below ``1e-6`` of their distance),
     factors come from the Gramians, which have half the digits: values below about ``1e-8`` of the largest are then rounding errors, and the order is capped there. With `stability` they come from Lyapunov equations.
 

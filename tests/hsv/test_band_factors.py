@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.integrate
 
 import hsv
 from hsv._band_factors import band_factor, band_input
@@ -51,6 +52,15 @@ def test_a_resonance_in_the_band(damping, dt, sign):
         L = band_factor(sys.to_dense(), checked_bands(sys, band))
         # a pole of 1 - d has a rounding error of eps / d relative to its distance to the boundary
         np.testing.assert_allclose(L @ L.conj().T, expected, atol=(1e-11 + 1e-15 / damping) * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("n", [10, 60])
+def test_poles_of_high_multiplicity(n):
+    """A chain of equal lags, whose matrix has no logarithm that double precision could hold: P_jj is the integral of (1 + w^2)^-(n - j)."""
+    sys = hsv.StateSpace(-np.eye(n) + np.eye(n, k=1), np.eye(n)[:, -1:], np.eye(1, n), dt=0)
+    L = band_factor(sys, [(0.0, 2.0)])
+    expected = [scipy.integrate.quad(lambda w, j=j: (1 + w * w) ** (j - n) / math.pi, 0, 2)[0] for j in range(n)]
+    np.testing.assert_allclose(np.sum(L * L, axis=1), expected, rtol=1e-11)
 
 
 def test_many_columns_are_compressed_on_the_way(rng):
