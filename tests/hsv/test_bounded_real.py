@@ -7,19 +7,8 @@ from pymor.models.iosys import LTIModel
 from pymor.reductors.bt import BRBTReductor
 
 import hsv
-from tests.hsv.test_riccati_balancing import adjoint, frequencies, of_norm_one
+from tests.hsv.test_riccati_balancing import adjoint, draws, frequencies, of_norm_one
 from tests.hsv.test_systems import random_diagonal, random_system
-
-draws = st.fixed_dictionaries(
-    {
-        "n": st.integers(2, 7),
-        "m": st.integers(1, 3),
-        "p": st.integers(1, 3),
-        "complex_": st.booleans(),
-        "dt": st.sampled_from([0, True, 0.2]),
-        "seed": st.integers(0, 10**6),
-    }
-)
 
 
 @given(draws, st.sampled_from([1.001, 1.1, 2.0, 50.0]), st.sampled_from([random_system, random_diagonal]), st.data())

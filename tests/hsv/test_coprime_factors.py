@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import hsv
 from tests.hsv import reference_systems
 from tests.hsv.test_lqg_balancing import chordal_distance
-from tests.hsv.test_riccati_balancing import adjoint, frequencies, unstable
+from tests.hsv.test_riccati_balancing import adjoint, draws, frequencies, unstable
 from tests.hsv.test_systems import random_diagonal, random_system
 from tests.tolerances import tolerance
 
@@ -18,16 +18,6 @@ FACTORIZATIONS = [
     hsv.inner_coprime_factors,
     partial(hsv.stable_coprime_factors, decay=0.1),
 ]
-draws = st.fixed_dictionaries(
-    {
-        "n": st.integers(2, 6),
-        "m": st.integers(1, 3),
-        "p": st.integers(1, 3),
-        "complex_": st.booleans(),
-        "dt": st.sampled_from([0, True, 0.2]),
-        "seed": st.integers(0, 10**6),
-    }
-)
 
 
 def norm_error(found, expected):
@@ -233,7 +223,7 @@ def test_refusals(dt, rng):
     with pytest.raises(hsv.IllConditionedError, match="moved by no input"):
         hsv.inner_coprime_factors(hsv.StateSpace(hidden.A, [[0.0], [1.0]], hidden.C, dt=dt), left=False)
     slow = hsv.StateSpace(np.diag([0.9, 0.1] if dt else [-0.05, -3.0]), np.ones((2, 1)), [[0.0, 1.0]], dt=dt)
-    with pytest.raises(hsv.IllConditionedError, match="decays no faster than 0.2 and is seen by no output"):
+    with pytest.raises(hsv.IllConditionedError, match=r"decays no faster than 0\.2 and is seen by no output"):
         hsv.stable_coprime_factors(slow, 0.2)
     for decay, error in [(0.0, hsv.HsvError), (-1.0, hsv.HsvError), (True, hsv.DtypeError), ("1", hsv.DtypeError)]:
         with pytest.raises(error, match="decay"):

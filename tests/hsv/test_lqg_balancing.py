@@ -7,20 +7,9 @@ from pymor.models.iosys import LTIModel
 from pymor.reductors.bt import LQGBTReductor
 
 import hsv
-from tests.hsv.test_riccati_balancing import adjoint, frequencies, unstable
+from tests.hsv.test_riccati_balancing import adjoint, draws, frequencies, unstable
 from tests.hsv.test_systems import random_system
 from tests.tolerances import tolerance
-
-draws = st.fixed_dictionaries(
-    {
-        "n": st.integers(2, 7),
-        "m": st.integers(1, 3),
-        "p": st.integers(1, 3),
-        "complex_": st.booleans(),
-        "dt": st.sampled_from([0, True, 0.2]),
-        "seed": st.integers(0, 10**6),
-    }
-)
 
 
 def chordal_distance(first, second):

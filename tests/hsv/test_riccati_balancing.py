@@ -8,12 +8,27 @@ import array_api_strict
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 
 import hsv
+from hsv import _array
 from tests.hsv import reference_systems
+from tests.hsv.another_device import ELSEWHERE, bring, move
 from tests.hsv.test_array_libraries import convert
 from tests.hsv.test_systems import random_diagonal, random_system
 from tests.tolerances import tolerance
+
+# Arguments of `random_system`, and a seed.
+draws = st.fixed_dictionaries(
+    {
+        "n": st.integers(2, 7),
+        "m": st.integers(1, 3),
+        "p": st.integers(1, 3),
+        "complex_": st.booleans(),
+        "dt": st.sampled_from([0, True, 0.2]),
+        "seed": st.integers(0, 10**6),
+    }
+)
 
 
 def adjoint(x):
@@ -183,6 +198,18 @@ def test_other_array_libraries(method, library, dt, rng):
         ]:
             host = found.numpy() if library is torch else np.from_dlpack(found)
             np.testing.assert_allclose(host, known, atol=1e-8 * np.abs(known).max())
+
+
+@each_method
+def test_arrays_of_another_device_come_back_there_and_the_copy_is_said(method, rng, monkeypatch):
+    monkeypatch.setattr(_array, "_warned_host_copy", set())
+    sys = method.make(random_system, rng, n=4, dt=0)
+    moved = hsv.StateSpace(*(move(x) for x in (sys.A, sys.B, sys.C, sys.D)), dt=0)
+    with pytest.warns(UserWarning, match="the Riccati equation runs on the host"):
+        red = method.reduce(moved, 2)
+    for part in (red.system.A, red.characteristic_values, red.left, red.right, red.orders, getattr(red, method.bound)):
+        assert _array.device(part) == ELSEWHERE
+    np.testing.assert_allclose(bring(red.characteristic_values), method.reduce(sys, 2).characteristic_values, rtol=1e-9)
 
 
 @each_method

@@ -6,19 +6,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import hsv
-from tests.hsv.test_riccati_balancing import adjoint, frequencies, stable, wide
+from tests.hsv.test_riccati_balancing import adjoint, draws, frequencies, stable, wide
 from tests.hsv.test_systems import random_diagonal, random_system
-
-draws = st.fixed_dictionaries(
-    {
-        "n": st.integers(2, 6),
-        "m": st.integers(1, 3),
-        "p": st.integers(1, 3),
-        "complex_": st.booleans(),
-        "dt": st.sampled_from([0, True, 0.2]),
-        "seed": st.integers(0, 10**6),
-    }
-)
 
 
 def relative_error(sys, reduced, w, alpha=0.0):
