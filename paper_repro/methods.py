@@ -20,7 +20,6 @@ from hsv_torch.selective import (
 )
 from paper_repro.configuration import SELECTIVE_LAYERS, Reading, RunConfig
 from paper_repro.errors import ConfigurationError
-from paper_repro.h2_optimal import H2Optimal
 
 
 def h2_norms(system: hsv.DiagonalStateSpace) -> Tensor:
@@ -38,7 +37,7 @@ def hinf_norms(system: hsv.DiagonalStateSpace) -> Tensor:
 READINGS: dict[Reading, Callable[[int], hsv_torch.DiagonalCriterion]] = {
     "complex": lambda seed: hsv_torch.ComplexHankel(),
     "real": lambda seed: hsv_torch.RealHankel(),
-    "h2_optimal": lambda seed: H2Optimal(),
+    "h2_optimal": lambda seed: hsv_torch.H2Optimal(),
     "last": lambda seed: hsv_torch.ModeChoice("last"),
     "aire": lambda seed: hsv_torch.ModeChoice("aire"),
     "h2": lambda seed: hsv_torch.ModeChoice(h2_norms),
@@ -51,7 +50,7 @@ READINGS: dict[Reading, Callable[[int], hsv_torch.DiagonalCriterion]] = {
 }
 """What makes the criterion of each reading from the seed of the run.
 
-"complex" and "real" truncate a balanced system: the complex one, as the paper does, or the one with real outputs, conjugate-aware. "h2_optimal" improves on the first in the H2 norm. "last" to "random_modes" keep the
+"complex" and "real" truncate a balanced system: the complex one, as the paper does, or the one with real outputs, conjugate-aware. "h2_optimal" improves on them in the H2 norm of the real outputs. "last" to "random_modes" keep the
 states that have the highest scores as they are; LAST's and "hinf" rank alike, as do AIRE's and "h2", which differ where a share of the sum of the scores decides.
 "smallest" (it drops the top) and "random" keep other balanced states than the leading ones.
 """
