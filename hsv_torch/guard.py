@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from hsv import DtypeError, HsvError
+from hsv_torch.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -84,3 +85,25 @@ class Rollback:
             return None
         word = "fell" if self.higher_is_better else "rose"
         return f"the metric {word} from {before:g} to {after:g}, by more than {self.max_drop:g}"
+
+
+def check_guard(guard: Rollback | None, schedule: Schedule, objects: Mapping[str, Any]) -> None:
+    """Raise if the guard cannot do its work with this schedule and these objects of `state`."""
+    if guard is None:
+        return
+    if not isinstance(guard, Rollback):
+        raise TypeError(f"`guard` must be a hsv_torch.Rollback or None, got {guard!r}")
+    if guard.after_steps > 0 and "loader" not in objects:
+        raise HsvError(
+            f"`guard` decides {guard.after_steps} steps after a cut, and going back exactly needs the data of those steps again: "
+            "pass state={'loader': ...} with a loader that has state_dict and load_state_dict, or after_steps=0"
+        )
+    ends = (*schedule.steps[1:], schedule.total_steps + 1)
+    for attempt, (step, end) in enumerate(zip(schedule.steps, ends, strict=True), start=1):
+        if step + guard.span >= end:
+            last = attempt == schedule.attempts
+            raise HsvError(
+                f"`guard` decides up to {guard.span} steps after an attempt, but attempt {attempt} is at step {step} and "
+                + (f"training ends at step {schedule.total_steps}" if last else f"the next one at step {end}")
+                + "; lower after_steps or gentler, or change the schedule"
+            )

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 import hsv
 from hsv import HsvError
-from hsv_torch.adapters import Cut, adapter_of, compressible_layers
+from hsv_torch.adapters import Cut, Replaced, adapter_of
 from hsv_torch.allocation import Budget, Sizes, margin
 from hsv_torch.calibration import Forward, check_calibration, observe
 from hsv_torch.checkpoint import layer_sizes, resize_layers
+from hsv_torch.clock import StepClock
 from hsv_torch.compress import (
     KeepsTooManyError,
     PlannedCut,
     Planner,
-    apply_cuts,
     check_unshared,
     checked_sizes,
     chosen_criteria,
@@ -34,13 +34,14 @@ from hsv_torch.compress import (
 )
 from hsv_torch.compress import checked_rule as check_rule
 from hsv_torch.criteria import Criterion
+from hsv_torch.cutting import Cutter
 from hsv_torch.distributed import Ranks
-from hsv_torch.guard import Rollback
+from hsv_torch.guard import Rollback, check_guard
 from hsv_torch.history import Drift, Event, History, LayerRecord
-from hsv_torch.optimizer import Moments, check_optimizer, replace_parameters
+from hsv_torch.optimizer import Moments, check_optimizer
 from hsv_torch.rewarm import Rewarm
 from hsv_torch.schedule import LossFalls, LossMeter, RankingMeter, RankingSettles, Schedule
-from hsv_torch.sharding import OpenLayer, meshes, whole
+from hsv_torch.sharding import whole
 from hsv_torch.snapshot import (
     Placement,
     RandomState,
@@ -201,14 +202,9 @@ class InTrainingCompressor:
         self.min_reduction = min_reduction
         self.moments: Moments = moments
         self._objects = _checked_objects(state)
-        _check_guard(guard, schedule, self._objects)
+        check_guard(guard, schedule, self._objects)
         self._layers = tuple(chosen)
-        self._copies = _copies_of(self._layers, self._objects)
-        for name in self._copies:
-            if meshes(self._objects[name]) and not ranks.split:
-                raise HsvError(
-                    f"`state`: {name!r} is split over processes, and the model is not; split both or neither"
-                )
+        self._cutter = Cutter(ranks, optimizer, self._layers, self._objects, moments)
         self._rewarm = Rewarm(optimizer, rewarm_steps)
         self._initial_sizes = {name: adapter_of(layer).n_states(layer) for name, layer in chosen.items()}
         self._events: list[Event] = []
@@ -223,7 +219,7 @@ class InTrainingCompressor:
         self._halvings = 0  # of what the present attempt takes away, after cuts that were undone
         self._retry = False  # the attempt is made again at the next step
         self._due = schedule.steps[0]  # the next step at which something happens; 0: never
-        self._clock = _StepClock()
+        self._clock = StepClock()
 
     def step(self, loss: float | Tensor | None = None) -> Event | None:
         """Count one optimizer step, and make an attempt (or the guard's decision) if it is due.
@@ -455,7 +451,7 @@ class InTrainingCompressor:
             layers=[plan.layer for plan in plans.values()],
             objects=self._objects,
             random_state=random_state,
-            copies=[self._objects[name] for name in self._copies],
+            copies=self._cutter.copies,
             offload=self.guard.offload,
         )
         sizes = {name: size for name, size in layer_sizes(self.model).items() if name in plans}
@@ -488,71 +484,9 @@ class InTrainingCompressor:
         self._rewarm.made = rewarmed
         self._ranks.rebuild()
 
-    def _apply(self, plans: dict[str, PlannedCut]) -> dict[str, tuple[nn.Parameter | None, nn.Parameter | None]]:
-        """Cut the model in all processes, or in none."""
-        placements = [Placement(self.model, self.optimizer, [plan.layer for plan in plans.values()])]
-        placements += [Placement(self._objects[name], None, self._objects[name].modules()) for name in self._copies]
-
-        def undo() -> None:
-            for placement in placements:
-                placement.restore()
-
-        if self._ranks.split:
-            replaced = self._apply_to_parts(plans, undo)
-        else:
-            replaced = self._ranks.together(lambda: self._apply_here(plans), undo)
-        self._ranks.rebuild()
+    def _apply(self, plans: Mapping[str, PlannedCut]) -> Replaced:
+        replaced = self._cutter.apply(plans)
         self._rewarm.start()
-        return replaced
-
-    def _apply_to_parts(
-        self, plans: Mapping[str, PlannedCut], undo: Callable[[], None]
-    ) -> dict[str, tuple[nn.Parameter | None, nn.Parameter | None]]:
-        """Cut a model that is split over the processes, one layer after another: only that layer is whole at a time."""
-        all_replaced: dict[str, tuple[nn.Parameter | None, nn.Parameter | None]] = {}
-        try:
-            for name, plan in plans.items():
-                opened = OpenLayer(self.model, plan.layer, self.optimizer)
-                copies = [
-                    OpenLayer(self._objects[key], self._objects[key].get_submodule(prefix + name))
-                    for key, prefix in self._copies.items()
-                ]
-                replaced, parts = self._ranks.together(
-                    lambda: self._cut_open({name: plan}, opened, copies),  # noqa: B023  (called at once)
-                    lambda: None,
-                )
-                for inner, pair in replaced.items():
-                    old, new = (None if p is None else parts.get(p, p) for p in pair)
-                    all_replaced[inner] = (old, new)
-        except BaseException:
-            undo()
-            raise
-        return all_replaced
-
-    def _cut_open(self, plans: dict[str, PlannedCut], opened: OpenLayer, copies: Sequence[OpenLayer]) -> Any:
-        replaced = self._apply_here(plans)
-        for copy in copies:
-            copy.close()
-        return replaced, opened.close()
-
-    def _apply_here(
-        self, plans: Mapping[str, PlannedCut]
-    ) -> dict[str, tuple[nn.Parameter | None, nn.Parameter | None]]:
-        """Cut the model, and the copies of it along with it."""
-        placements = [Placement(self._objects[name], None, self._objects[name].modules()) for name in self._copies]
-        with without_autocast(self.model):
-            replaced = apply_cuts(self.model, plans, optimizer=self.optimizer, moments=self.moments)
-        try:
-            for name, prefix in self._copies.items():
-                for layer_name, plan in plans.items():
-                    _follow(self._objects[name], prefix + layer_name, plan.layer)
-        except BaseException as error:
-            for placement in placements:
-                placement.restore()
-            error.add_note(
-                f"while cutting the copies of the model in `state` ({', '.join(self._copies)}) along with it"
-            )
-            raise
         return replaced
 
     def _put_in_place_of(
@@ -692,7 +626,7 @@ class InTrainingCompressor:
         pending = state["pending"]
         self._pending = None if pending is None else self._unpacked_pending(pending)
         resize_layers(self.model, state["sizes"], self.optimizer)
-        self._resize_copies(state["sizes"])
+        self._cutter.resize_copies(state["sizes"])
         self._ranks.rebuild()
         self._initial_sizes = dict(history.initial_sizes)
         self._events = list(history.events)
@@ -700,19 +634,19 @@ class InTrainingCompressor:
         self._attempts_made = int(state["attempts_made"])
         self._systems = _unpacked(state["systems"])
         self._due = self._next_due()
-        self._clock = _StepClock(history.steps_timed, history.step_seconds)
+        self._clock = StepClock(history.steps_timed, history.step_seconds)
 
     def _unpacked_pending(self, pending: Mapping[str, Any]) -> _Pending:
         """Rebuild the snapshot at the sizes of before the cut, and leave the model as it is."""
         layers = [layer for _, layer in self._named_layers()]
-        copies = [self._objects[name] for name in self._copies]
+        copies = self._cutter.copies
         now = [
             Placement(self.model, self.optimizer, layers),
             *(Placement(copy, None, copy.modules()) for copy in copies),
         ]
         try:
             resize_layers(self.model, pending["sizes"], self.optimizer)
-            self._resize_copies(pending["sizes"])
+            self._cutter.resize_copies(pending["sizes"])
             snapshot = Snapshot.take(self.model, self.optimizer, layers=layers, objects=self._objects, copies=copies)
             snapshot.load_values(pending["snapshot"])
         finally:
@@ -725,10 +659,6 @@ class InTrainingCompressor:
             _unpacked(pending["systems"]),
             int(pending["rewarmed"]),
         )
-
-    def _resize_copies(self, sizes: Mapping[str, Mapping[str, int]]) -> None:
-        for name, prefix in self._copies.items():
-            resize_layers(self._objects[name], {prefix + layer: size for layer, size in sizes.items()})
 
     def _present_systems(self) -> dict[str, hsv.DiagonalStateSpace]:
         """The systems of the layers that have one, not to be changed by training."""
@@ -746,31 +676,6 @@ class InTrainingCompressor:
     def __repr__(self) -> str:
         sizes = {name: adapter_of(layer).n_states(layer) for name, layer in self._named_layers()}
         return f"InTrainingCompressor(step {self._steps}, {self._attempts_made} of {self.schedule.attempts} attempts, states {sizes})"
-
-
-class _StepClock:
-    """Wall-clock time of training steps: from the first call after an attempt to the last before the next."""
-
-    __slots__ = ("first", "last", "seconds", "ticks")
-
-    def __init__(self, ticks: int = 0, seconds: float = 0.0) -> None:
-        self.ticks = ticks  # steps of a run that was resumed
-        self.seconds = seconds
-        self.first = self.last = 0.0
-
-    def tick(self) -> None:
-        self.last = time.perf_counter()
-        if self.first == 0.0:
-            self.first = self.last
-        else:
-            self.ticks += 1
-
-    def read(self) -> tuple[int, float]:
-        return self.ticks, self.seconds + self.last - self.first
-
-    def reset(self) -> None:
-        self.ticks, self.seconds = 0, 0.0
-        self.first = self.last = time.perf_counter()
 
 
 def _undone(event: Event, reason: str) -> Event:
@@ -831,27 +736,6 @@ def _checked_rules(
     return lambda attempt: same
 
 
-def _copies_of(layers: tuple[str, ...], objects: Mapping[str, Any]) -> dict[str, str]:
-    """Which of the objects are modules with the model's layers, and what their names there begin with."""
-    copies = {}
-    for name, value in objects.items():
-        if isinstance(value, nn.Module):
-            known = compressible_layers(value)
-            for prefix in ("", "module."):
-                if all(prefix + layer in known for layer in layers):
-                    copies[name] = prefix
-    return copies
-
-
-@torch.no_grad()
-def _follow(copy: nn.Module, name: str, layer: nn.Module) -> None:
-    """Give the layer of that name in `copy` the size and the values of `layer`."""
-    adapter, other = adapter_of(layer), copy.get_submodule(name)
-    replaced = adapter.resize(other, adapter.n_states(layer), **adapter.form(layer))
-    replace_parameters(copy, {old: new for old, new in replaced.values() if old is not None})
-    other.load_state_dict(layer.state_dict())
-
-
 def _checked_objects(state: Mapping[str, Any] | None) -> dict[str, Any]:
     objects = dict(state or {})
     for name, value in objects.items():
@@ -861,24 +745,3 @@ def _checked_objects(state: Mapping[str, Any] | None) -> dict[str, Any]:
                 "load_state_dict nor get_state and set_state"
             )
     return objects
-
-
-def _check_guard(guard: Rollback | None, schedule: Schedule, objects: Mapping[str, Any]) -> None:
-    if guard is None:
-        return
-    if not isinstance(guard, Rollback):
-        raise TypeError(f"`guard` must be a hsv_torch.Rollback or None, got {guard!r}")
-    if guard.after_steps > 0 and "loader" not in objects:
-        raise HsvError(
-            f"`guard` decides {guard.after_steps} steps after a cut, and going back exactly needs the data of those steps again: "
-            "pass state={'loader': ...} with a loader that has state_dict and load_state_dict, or after_steps=0"
-        )
-    ends = (*schedule.steps[1:], schedule.total_steps + 1)
-    for attempt, (step, end) in enumerate(zip(schedule.steps, ends, strict=True), start=1):
-        if step + guard.span >= end:
-            last = attempt == schedule.attempts
-            raise HsvError(
-                f"`guard` decides up to {guard.span} steps after an attempt, but attempt {attempt} is at step {step} and "
-                + (f"training ends at step {schedule.total_steps}" if last else f"the next one at step {end}")
-                + "; lower after_steps or gentler, or change the schedule"
-            )
