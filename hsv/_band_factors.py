@@ -67,10 +67,12 @@ def _solutions(
     T: np.ndarray, B: np.ndarray, nodes: list[_Node], *, real: bool
 ) -> Iterator[tuple[complex, float, np.ndarray]]:
     """``s``, the weight over ``2 pi`` and ``(s I - scale T)^-1 B`` at all nodes; at both signs of frequency unless the system is real, where they are conjugate."""
-    identity = np.eye(len(T))
+    T, B = np.asfortranarray(T), np.asfortranarray(B, dtype=np.complex128)
+    identity = np.eye(len(T), order="F")
     for s, scale, weight in nodes:
         for point in (s,) if real else (s, s.conjugate()):
-            solved = scipy.linalg.solve_triangular(point * identity - scale * T, B, check_finite=False)
+            # LAPACK directly: SciPy's function looks for batches, and takes longer over that than over a small system.
+            solved, _ = scipy.linalg.lapack.ztrtrs(point * identity - scale * T, B)
             yield point, weight / (2 * math.pi), solved
 
 
