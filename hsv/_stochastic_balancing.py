@@ -45,7 +45,7 @@ def stochastic_truncation(sys: LinearSystem, rule: Rule | int, *, alpha: float =
     -------
     RiccatiReduction
         Stable. ``characteristic_values`` are :math:`s`. ``relative_error_bound`` is :math:`\prod_{i > r} \frac{1 + s_i}{1 - s_i} - 1`: it bounds the H-infinity norm of :math:`W^{-H} (G - G_r)`, which for one
-        output is the error over the gain, and in decibels at most :math:`20 \log_{10}(1 + \text{bound})`. With ``alpha`` it holds for :math:`W^H W = G G^H + \alpha^2 I`.
+        output is the error over the gain. Over the gain of the result it is no larger, so that the two differ by at most :math:`20 \log_{10}(1 + \text{bound})` decibels. With ``alpha`` it holds for :math:`W^H W = G G^H + \alpha^2 I`.
 
     Raises
     ------
