@@ -110,8 +110,8 @@ def _step(random, state, continuity, curve, place, taken, owners, n_taken, tips,
 def _choose_pairs(random, tips, pairs):  # type: ignore[no-untyped-def]
     """Choose two ends of one curve and, equally far apart, one of these and an end of the other curve; return whether there are such.
 
-    Both pairs have the beginning of a curve and the end of one. Without this choice nearly straight curves would give the label away: nine times in ten, for the easy
-    pictures, by the distance of the discs alone.
+    Both pairs have the beginning of a curve and the end of one. Without this choice nearly straight curves, whose ends are always as far apart, would give most labels away by
+    the distance of the discs alone.
     """
     n_found = 0
     for curve in range(2):

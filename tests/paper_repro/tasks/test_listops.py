@@ -89,6 +89,8 @@ def test_expressions_obey_the_published_sizes(published):
     counts = [sum(node[0] == word for node in nodes) for word in ("[MIN", "[MAX", "[MED", "[SM")]
     assert max(counts) / min(counts) < 1.1
     assert published.inputs.dtype == torch.uint8
+    shares = torch.bincount(published.labels, minlength=10)
+    assert 1.5 < (shares[0] + shares[9]) / shares[1:9].sum() * 4 < 2.7  # MIN and MAX favour 0 and 9
     for row, length in zip(published.inputs, lengths, strict=True):
         assert (row[length:] == 0).all()
 
