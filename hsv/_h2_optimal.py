@@ -17,6 +17,7 @@ from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, in_double
 
 _EPS = float(np.finfo(np.float64).eps)
 _KRYLOV_STEPS = 100  # at most, before the descent: where they settle, they do so in fewer than the descent needs
+_KRYLOV_IDLE = 20  # iterates in a row that are no better
 _KRYLOV_SETTLED = 1e-11  # of the largest pole, as they are stored
 _RIDGE = 1e-14  # of a Gramian with unit diagonal, so that states that say the same can be told apart
 _MEMORY = 20  # pairs of steps and gradients
@@ -168,13 +169,22 @@ class _Model(NamedTuple):
         return _Model(*(x[rows] for x in self))
 
 
-class _Term(NamedTuple):
-    """``Re <G, H>``, its gradient by ``H`` (``d = Re <gradient, dH>``), and the cross Gramians ``P`` and ``Q`` ``(k, n, r)``."""
+class _Cross(NamedTuple):
+    """What two systems ``G`` and ``H`` have in common: ``k(l_i, m_j)``, ``c_i^T conj(c_j)`` and the cross Gramian ``b_i b_j^H k(l_i, m_j)``, ``(k, n, r)`` each."""
 
-    value: np.ndarray
-    gradient: _Model
+    K: np.ndarray
+    X: np.ndarray
     P: np.ndarray
-    Q: np.ndarray
+
+    @property
+    def Q(self) -> np.ndarray:
+        """The observability Gramian's block."""
+        return (self.X * self.K).conj()
+
+    @property
+    def value(self) -> np.ndarray:
+        """``Re <G, H>``, ``(k,)``."""
+        return np.asarray((self.P * self.X).sum(axis=(-2, -1)).real)
 
 
 @dataclass(frozen=True)
@@ -199,7 +209,7 @@ class _Problem:
             poles = _logarithms(to_host(sys.poles()))
         full = _Model(flat(poles, 1), flat(to_host(sys.B), 2), flat(to_host(sys.C), 2))
         problem = cls(full, sys.is_discrete, sys._conjugate_pairs, np.zeros(len(full.B)))
-        return cls(full, sys.is_discrete, sys._conjugate_pairs, problem.term(full, full).value)
+        return cls(full, sys.is_discrete, sys._conjugate_pairs, problem.cross(full, full).value)
 
     @property
     def noise(self) -> np.ndarray:
@@ -224,21 +234,27 @@ class _Problem:
         total = x[:, :, None] + y.conj()[:, None, :]
         return -1.0 / (expm1(total) if self.discrete else total)
 
-    def term(self, first: _Model, second: _Model) -> _Term:
+    def cross(self, first: _Model, second: _Model) -> _Cross:
         K = self.kernel(first.poles, second.poles)
-        X = first.C.swapaxes(-1, -2) @ second.C.conj()  # (k, n, r): c_i^T conj(c_j)
-        Y = first.B @ second.B.conj().swapaxes(-1, -2)
-        P, XK = Y * K, X * K
-        S = P * X
-        slope = (S * (K - 1.0 if self.discrete else K)).sum(axis=-2)
-        gradient = _Model(slope, XK.swapaxes(-1, -2) @ first.B, first.C @ P)
-        return _Term(S.sum(axis=(-2, -1)).real, gradient, P, XK.conj())
+        X = first.C.swapaxes(-1, -2) @ second.C.conj()
+        return _Cross(K, X, first.B @ second.B.conj().swapaxes(-1, -2) * K)
+
+    def gradient(self, cross: _Cross, first: _Model) -> _Model:
+        """Of ``Re <G, H>`` by ``H``: its change is ``Re <gradient, dH>``."""
+        slope = (cross.P * cross.X * (cross.K - 1.0 if self.discrete else cross.K)).sum(axis=-2)
+        return _Model(slope, (cross.X * cross.K).swapaxes(-1, -2) @ first.B, first.C @ cross.P)
 
     def error(self, model: _Model) -> tuple[np.ndarray, _Model]:
         """Squared errors ``(k,)`` and their gradients."""
-        mixed, own = self.term(self.full, model), self.term(self.whole(model), model)
-        value = self.energy - 2 * mixed.value + own.value
-        return value, _Model(*(2 * (b - a) for a, b in zip(mixed.gradient, own.gradient, strict=True)))
+        whole = self.whole(model)
+        mixed, own = self.cross(self.full, model), self.cross(whole, model)
+        by = zip(self.gradient(mixed, self.full), self.gradient(own, whole), strict=True)
+        return self.energy - 2 * mixed.value + own.value, _Model(*(2 * (b - a) for a, b in by))
+
+    def squared_error(self, model: _Model) -> np.ndarray:
+        """Squared errors alone."""
+        mixed, own = self.cross(self.full, model).value, self.cross(self.whole(model), model).value
+        return np.asarray(self.energy - 2 * mixed + own)
 
     def fitted(self, poles: np.ndarray, B: np.ndarray) -> _Model:
         """The model with these poles and this ``B`` and the least error: ``C`` solves a linear problem, ``C P = C_full P_cross``."""
@@ -337,10 +353,10 @@ def _krylov(problem: _Problem, start: _Model, used: np.ndarray) -> _Model:
     best, best_error = start, _errors(problem, start)
     free = replace(problem, paired=False)  # real systems may have real poles on the way
     rows = np.flatnonzero(used.all(axis=-1) & np.isfinite(best_error))
-    model = problem.whole(start).take(rows)
+    model, idle = problem.whole(start).take(rows), np.zeros(len(rows), int)
     for _ in range(_KRYLOV_STEPS):
         part = free.take(rows)
-        cross = part.term(part.full, model)
+        cross = part.cross(part.full, model)
         V, W = (np.linalg.qr(x / np.linalg.norm(x, axis=-2, keepdims=True))[0] for x in (cross.P, cross.Q))
         W_h = W.conj().swapaxes(-1, -2)
         gram = W_h @ V
@@ -353,14 +369,16 @@ def _krylov(problem: _Problem, start: _Model, used: np.ndarray) -> _Model:
         error = np.where(regular, _errors(own, found), np.inf)
         better = error < best_error[rows]
         taken = rows[better]
+        idle = np.where(better, 0, idle + 1)
         best_error[taken] = error[better]
         for old, x in zip(best, found, strict=True):
             old[taken] = x[better]
         moved = np.abs(np.sort_complex(new.poles) - np.sort_complex(model.poles)).max(axis=-1)
         open_ = regular & (moved > _KRYLOV_SETTLED * np.abs(model.poles).max(axis=-1))  # False for NaN
+        open_ &= idle < _KRYLOV_IDLE
         if not open_.any():
             break
-        rows, model = rows[open_], new.take(open_)
+        rows, idle, model = rows[open_], idle[open_], new.take(open_)
     return best
 
 
@@ -391,7 +409,7 @@ def _errors(problem: _Problem, model: _Model) -> np.ndarray:
         & np.isfinite(model.C).all(axis=(-2, -1))
     )
     empty = _Model(np.full_like(model.poles, -1.0), np.zeros_like(model.B), np.zeros_like(model.C))
-    return np.where(usable, problem.error(_where(usable, model, empty))[0], np.inf)
+    return np.where(usable, problem.squared_error(_where(usable, model, empty)), np.inf)
 
 
 def _where(which: np.ndarray, first: _Model, second: _Model) -> _Model:
@@ -567,7 +585,7 @@ def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _projections(problem: _Problem, model: _Model, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """``left`` and ``right``, zero in the padding."""
     whole = problem.whole(model)
-    cross, own = problem.term(problem.full, whole), problem.term(whole, whole)
+    cross, own = problem.cross(problem.full, whole), problem.cross(whole, whole)
     used = np.concatenate([used, used], axis=-1) if problem.paired else used
     right, left = _divided(cross.P, own.P, used), _divided(cross.Q, own.Q, used)
     gram = right.conj().swapaxes(-1, -2) @ left  # (left^H right)^H

@@ -30,7 +30,8 @@ class H2Optimal(DiagonalCriterion):
 
     Notes
     -----
-    An optimal reduction is an oblique projection, whose bases carry the optimizer's moments. On the host; a layer of 384 states with 512 inputs takes seconds where balanced truncation takes a tenth of one.
+    An optimal reduction is an oblique projection, whose bases carry the optimizer's moments. On the host. The descent takes tens to hundreds
+    of times as long as balanced truncation: ``python -m asv_benchmarks.h2_optimal`` says how long, and how much smaller the error is.
 
     References
     ----------
