@@ -251,7 +251,8 @@ def compress_(
         ``forward(model, batch)`` runs the model over one batch of `calibration`. By default a tensor is passed on, a mapping as
         keywords, and of a tuple or list the first element.
     moments
-        ``"reset"`` forgets the optimizer's state of the parameters that are replaced instead of carrying it.
+        ``"carry"``: into the new coordinates; those of Adam and AdamW count as two steps there, for the gradients of a model that was cut are larger. ``"reset"`` forgets the optimizer's state of
+        the parameters that are replaced.
     sizes
         What sizes are allowed: floors, ceilings, multiples, one size for all.
 
