@@ -96,3 +96,28 @@ class StochasticAndCoprime:
 
     def time_reduction(self, time, states, library):
         self.compute()
+
+
+class Factorisation:
+    """How long do coprime factors of a dense unstable system take: normalised, with an inner denominator, and with a prescribed decay, beside one Riccati equation of SciPy?"""
+
+    params = (sizes([16, 128], [256]), ["hsv, normalised", "hsv, inner", "hsv, stable", "scipy"])
+    param_names = ("states", "library")
+
+    def setup(self, states, library):
+        system = dense_system(states, dt=0)
+        A = system.A + 1.8 * np.eye(states)  # the rightmost poles become unstable
+        system = hsv.StateSpace(A, system.B, system.C, dt=0)
+        if library == "scipy":
+            R = np.eye(system.n_outputs)
+            self.compute = lambda: scipy.linalg.solve_continuous_are(A.T, system.C.T, system.B @ system.B.T, R)
+            return
+        factorize = {
+            "hsv, normalised": hsv.normalized_coprime_factors,
+            "hsv, inner": hsv.inner_coprime_factors,
+            "hsv, stable": lambda sys: hsv.stable_coprime_factors(sys, 0.1),
+        }[library]
+        self.compute = prepared(lambda: factorize(system), "hsv")
+
+    def time_factorisation(self, states, library):
+        self.compute()
