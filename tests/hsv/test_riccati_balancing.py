@@ -7,6 +7,7 @@ from functools import partial
 import array_api_strict
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from hypothesis import strategies as st
 
@@ -280,6 +281,13 @@ def test_inputs_are_not_changed(method, rng):
     method.reduce(sys, 2)
     for x, y in zip((sys.A, sys.B, sys.C, sys.D), before, strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+@each_method
+def test_sparse_systems_are_refused_by_name(method):
+    sys = hsv.SparseStateSpace(scipy.sparse.diags([-1.0, -2.0]).tocsc(), np.ones((2, 1)), np.ones((1, 2)), dt=0)
+    with pytest.raises(hsv.DtypeError, match=r"got a SparseStateSpace; pass sys\.to_dense\(\)"):
+        method.reduce(sys, 1)
 
 
 @each_method
