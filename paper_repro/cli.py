@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.padding import Padding
 
+from paper_repro import provenance
 from paper_repro.comparison import best_of_words, group_runs, make_table
 from paper_repro.configuration import ARMS, Arm, make_config, parse_overrides, preset_names, read_preset
 from paper_repro.errors import ConfigurationError, ReproError
@@ -240,7 +240,7 @@ def select_lr(
     from paper_repro.selection import choice_path, describe_choice, select_learning_rates, write_choice
     from paper_repro.tables.plan import find_plan
 
-    command = shlex.join(["python", "-m", "paper_repro", *sys.argv[1:]])
+    command = provenance.plain_command(sys.argv[1:])
     console, numbers = Console(), range(first_seed, first_seed + seeds)
     tried, count = _parse_rates(rates), workers or default_workers()
     plan = find_plan(name)

@@ -7,7 +7,9 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +18,7 @@ import hsv
 import hsv_torch
 import paper_repro
 
+OPTIONS_OF_A_MACHINE = ("--out", "--output", "--results", "--workers", "--data-dir", "--minutes")
 DISTRIBUTIONS = ("torch", "numpy", "scipy", "numba", "scikit-learn")
 
 
@@ -48,6 +51,24 @@ def code_digest() -> str:
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that the numbers depend on."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in DISTRIBUTIONS}
+
+
+def plain_command(arguments: Sequence[str]) -> str:
+    """Return the command of this package with `arguments`, without options that say where on a machine and how many at a time.
+
+    Examples
+    --------
+    >>> plain_command(["run", "methods", "--cpu", "--workers", "2", "--out=somewhere"])
+    'python -m paper_repro run methods --cpu'
+    """
+    kept, skip = [], False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if skip or name in OPTIONS_OF_A_MACHINE:
+            skip = not skip and not equals
+            continue
+        kept.append(argument)
+    return shlex.join(["python", "-m", "paper_repro", *kept])
 
 
 def available_cores() -> int:

@@ -169,7 +169,7 @@ def write_choice(choice: Choice, path: Path) -> None:
     lines = [
         "# Learning rates chosen on validation data; the test set was not looked at. Written by",
         f"#   {choice.command}",
-        f"# Each figure is the mean over {len(choice.seeds)} seeds of the best validation accuracy; the highest was taken.",
+        f"# Each figure is the best validation accuracy, {'of one seed' if len(choice.seeds) == 1 else f'mean of {len(choice.seeds)} seeds'}; the highest was taken.",
         "#",
         *(f"# {line}" for line in describe_choice(choice)),
         "",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -37,7 +36,7 @@ def ranking_command(
     torch.set_num_threads(1)
     path = results or RESULTS / "ranking.json"
     moments_ = list(measure_rankings(preset, range(seeds), parse_overrides(overrides or [])))
-    write_rankings(moments_, shlex.join(["python", "-m", "paper_repro", *sys.argv[1:]]), path)
+    write_rankings(moments_, provenance.plain_command(sys.argv[1:]), path)
     Console().print(f"{len(moments_)} moments are in {path}", highlight=False)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pydantic
 
 from paper_repro.errors import ResultError
+from paper_repro.provenance import plain_command
 from paper_repro.results import Record, RunResult, Spectrum, read_lines, write_atomically
 from paper_repro.tables.graph import Extent, finished, table_jobs
 from paper_repro.tables.plan import VARIANTS, TablePlan, Variant
@@ -113,9 +114,9 @@ def _few(spectra: Sequence[Spectrum]) -> Iterable[Spectrum]:
 
 
 def _command(text: str) -> str:
-    """Return the command without the path of the program, which is another on every machine."""
+    """Return the command without the path of the program and without the folders, which are others on every machine."""
     program, *arguments = shlex.split(text)
-    return shlex.join(["python", "-m", "paper_repro", *arguments]) if program.endswith("__main__.py") else text
+    return plain_command(arguments) if program.endswith("__main__.py") else text
 
 
 def _rounded(value: Any) -> Any:

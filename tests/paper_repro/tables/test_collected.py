@@ -3,6 +3,7 @@ import json
 import pytest
 
 from paper_repro.errors import ResultError
+from paper_repro.provenance import plain_command
 from paper_repro.results import append_result
 from paper_repro.tables import pictures
 from paper_repro.tables.claims import CLAIMS, claim_words
@@ -126,3 +127,19 @@ def test_a_page_without_marks_or_with_a_wrong_one_is_refused(tmp_path):
     page.write_text("<!-- results: claim sped -->\n<!-- end of results -->\n")
     with pytest.raises(ResultError, match="'claim sped'; it must be"):
         fill_page(page)
+
+
+def test_a_kept_command_has_nothing_of_the_machine():
+    arguments = [
+        "run",
+        "methods",
+        "--cpu",
+        "--workers",
+        "2",
+        "--out=/some/where",
+        "--rows",
+        "full",
+        "--data-dir",
+        "/data",
+    ]
+    assert plain_command(arguments) == "python -m paper_repro run methods --cpu --rows full"
