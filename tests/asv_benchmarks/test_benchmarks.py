@@ -50,8 +50,8 @@ def test_every_public_computation_is_timed():
 
 
 OURS = [
-    "descriptor", "discretize", "files", "frequency_limited", "gramians", "hankel", "hankel_norm", "irka", "modal", "norms", "sylvester",
-    "singular_perturbation", "split", "state_space",
+    "descriptor", "discretize", "empirical", "files", "frequency_limited", "frequency_weighted", "gramians", "hankel", "hankel_norm", "irka", "limited", "modal", "norms",
+    "riccati_balancing", "singular_perturbation", "split", "state_space", "sylvester",
 ]  # fmt: skip
 
 
