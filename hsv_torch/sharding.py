@@ -68,7 +68,7 @@ def joined(part: Tensor, like: Tensor) -> Tensor:
         shape=like.shape,
         stride=like.stride(),
     )
-    return made
+    return made if made.device == part.device else made.to(part.device)  # offloaded: it has gone to the mesh's device
 
 
 def part_of(whole: Tensor, like: Tensor) -> Tensor:

@@ -80,7 +80,9 @@ def train(model, optimizer, compressor, rank, size, steps=STEPS):
 
 
 def full(tensor):
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+    if isinstance(tensor, DTensor):
+        tensor = tensor.to(tensor.device_mesh.device_type).full_tensor()
+    return tensor.detach().clone()
 
 
 def everything(model, optimizer):
@@ -438,3 +440,39 @@ def test_what_is_refused(of_two):
         assert "'ema' is split over processes, and the model is not" in copies
         assert "between micro-batches" in micro_batches
         assert "cannot be observed where parameters are split" in selective
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:.*runs on the host:UserWarning")
+@pytest.mark.parametrize("offload", [False, True])
+def test_on_a_gpu(offload):
+    """Layers that scan, parameters on the device or offloaded: cut, undone and cut again as a plain model."""
+    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy
+
+    distributed.init_process_group("nccl", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cuda", (1,))
+        ends = []
+        for is_split in (True, False):
+            model = Model().float().cuda()
+            for layer in model.layers:
+                layer.mode = "scan"
+            if is_split:
+                policy = CPUOffloadPolicy() if offload else OffloadPolicy()
+                for part in (*model.layers, model):
+                    fully_shard(part, mesh=mesh, offload_policy=policy)
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+            metric = iter([1.0, 0.0, 1.0, 1.0])
+            guard = Rollback(lambda metric=metric: next(metric), max_drop=0.5)
+            compressor = InTrainingCompressor(model, optimizer, rule=7, schedule=Schedule(9, at=(2, 4)), guard=guard)
+            while compressor.steps < 8:
+                x, y = (part.cuda() for part in data(compressor.steps, 0, 1))
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(x.float()), y).backward()
+                optimizer.step()
+                compressor.step()
+            assert [event.undone for event in compressor.history.events] == [True, False]
+            ends.append({name: value.cpu() for name, value in everything(model, optimizer).items()})
+        equal(*ends, rtol=1e-3, atol=1e-4)
+    finally:
+        distributed.destroy_process_group()
