@@ -44,6 +44,7 @@ STYLE: dict[Any, Any] = {
 }
 WIDTH, HEIGHT = 5.6, 3.6  # inches; a page scales it to its width
 RANKING = "ranking"
+FAR_BELOW = 10  # distances from the lower quartile to the median
 SMALLEST_SHOWN = 1e-6  # of the largest Hankel value
 
 
@@ -121,24 +122,24 @@ def accuracy_against_states(figures: TableFigures, task: str) -> Figure | None:
 
 def accuracy_against_time(figures: TableFigures, task: str) -> Figure | None:
     """Draw the accuracy of every row over the seconds of its training, those of its teacher or start included."""
-    rows = _run_rows(figures, task)
+    rows = _one_of_each_arm(_run_rows(figures, task))
     if len({row.device for row in rows}) != 1 or len(rows) < 2:
         return None  # times of several machines do not belong into one picture
-    figure, axes = _axes(height=4.4)
+    figure, axes = _axes()
+    low, high = _limits(rows)
     for number, row in enumerate(rows):
-        seconds = float(np.median(list(row.seconds().values())))
+        seconds, mean = float(np.median(list(row.seconds().values()))), 100 * _mean(row)
         colour = _colour(row)
-        axes.errorbar(seconds, 100 * _mean(row), yerr=_halves([row]), color=colour, marker="o", capsize=2, markersize=4)
-        axes.annotate(
-            str(number + 1), (seconds, 100 * _mean(row)), xytext=(4, 3), textcoords="offset points", fontsize=8
-        )
+        if mean < low:
+            axes.annotate(f"{number + 1}: {mean:.1f} ↓", (seconds, low), xytext=(0, 6), textcoords="offset points", color=colour, ha="center", fontsize=8)  # fmt: skip
+        else:
+            axes.errorbar(seconds, mean, yerr=_halves([row]), color=colour, marker="o", capsize=2, markersize=4)
+            axes.annotate(str(number + 1), (seconds, mean), xytext=(4, 3), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
-    axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
-    low, high = axes.get_xlim()
-    ticks = [tick * 10**power for power in range(-2, 6) for tick in (1, 2, 5) if low <= tick * 10**power <= high]
-    axes.set_xticks(ticks)
-    axes.set(xlabel="seconds of training, median of the seeds", ylabel="test accuracy, %", ylim=_limits(rows))
+    axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+    axes.set(xlabel="seconds of training, median of the seeds", ylabel="test accuracy, %", ylim=(low, high))
     names = "\n".join(f"{number + 1}  {row.cell.label}" for number, row in enumerate(rows))
     figure.text(1.0, 0.5, names, fontsize=8, va="center", ha="left")
     return figure
@@ -149,8 +150,12 @@ def accuracy_of_rows(figures: TableFigures, task: str) -> Figure | None:
     rows = _run_rows(figures, task)
     if not rows:
         return None
-    figure, axes = _axes(height=0.8 + 0.27 * len(rows))
+    figure, axes = _axes(height=0.8 + 0.27 * len(rows), width=1.3 * WIDTH)  # half of it are the labels
+    low, high = _limits(rows)
     for number, row in enumerate(rows):
+        if 100 * _mean(row) < low:
+            axes.annotate(f"← {100 * _mean(row):.1f}", (low, number), xytext=(2, 0), textcoords="offset points", color=_colour(row), va="center", fontsize=8)  # fmt: skip
+            continue
         axes.errorbar(
             100 * _mean(row), number, xerr=_halves([row]), color=_colour(row), marker="o", capsize=2, markersize=4
         )
@@ -158,7 +163,7 @@ def accuracy_of_rows(figures: TableFigures, task: str) -> Figure | None:
         axes.scatter(values, [number] * len(values), s=12, edgecolors=_colour(row), facecolors="none", linewidths=0.7)
     axes.set_yticks(range(len(rows)), [row.cell.label for row in rows])
     axes.invert_yaxis()
-    axes.set(xlabel="test accuracy, %", xlim=_limits(rows))
+    axes.set(xlabel="test accuracy, %", xlim=(low, high))
     return figure
 
 
@@ -315,15 +320,26 @@ def _halves(rows: Sequence[RowFigures]) -> list[float]:
     return [0.0 if interval is None else 50 * (interval[1] - interval[0]) for interval in intervals]
 
 
+def _one_of_each_arm(rows: Sequence[RowFigures]) -> list[RowFigures]:
+    """Return the rows without further criteria of a cut in training, which all take the same time."""
+    first = next((row for row in rows if row.cell.row.arm == "in_training" and row.cell.at is None), None)
+    return [row for row in rows if row is first or row.cell.row.arm != "in_training" or row.cell.at is not None]
+
+
 def _limits(rows: Sequence[RowFigures]) -> tuple[float, float]:
-    """Return limits of an axis that has every seed; an interval of few seeds may be wider than all that is possible."""
-    values = [100 * value for row in rows for value in row.accuracy_by_seed.values()]
+    """Return limits of an axis that has the seeds of every row, but not of rows that lie far below the others; an interval may be cut off."""
+    means = np.array([100 * _mean(row) for row in rows])
+    quarter, half = np.quantile(means, [0.25, 0.5])
+    least = quarter - FAR_BELOW * (half - quarter) - 1
+    values = [
+        100 * v for row, mean in zip(rows, means, strict=True) if mean >= least for v in row.accuracy_by_seed.values()
+    ]
     margin = 1 + 0.08 * (max(values) - min(values))
     return min(values) - margin, max(values) + margin
 
 
-def _axes(height: float = HEIGHT) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+def _axes(height: float = HEIGHT, width: float = WIDTH) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
