@@ -54,7 +54,6 @@ from hsv._limited import (
     time_limited_truncation,
 )
 from hsv._low_rank import (
-    AdiStep,
     LowRankFactor,
     LowRankGramians,
     low_rank_controllability_factor,
@@ -77,6 +76,7 @@ from hsv._norms import h2_norm, hankel_norm, hinf_error, hinf_norm
 from hsv._order import ErrorBound, HankelEnergy, HankelSum, LargestGap, Order, PrefixShare, Rule, Threshold, as_rule
 from hsv._pencils import StateOperator
 from hsv._positive_real import positive_real_truncation
+from hsv._progress import AdiStep
 from hsv._projection import Projection, balancing_projection, cross_gramian_projection
 from hsv._reduction import Reduction, balance, balanced_truncation, balancing_free_truncation
 from hsv._riccati import solve_continuous_riccati, solve_discrete_riccati

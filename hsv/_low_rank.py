@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.linalg
@@ -19,13 +19,13 @@ from hsv._errors import (
     DtypeError,
     HsvError,
     IllConditionedError,
-    MissingBackendError,
     UnstableSystemError,
 )
 from hsv._large_systems import Bases, LargeSystem
 from hsv._low_rank_reduction import hankel_values, left_out, steady_state_reduction, truncation
 from hsv._order import Rule
 from hsv._pencils import Factorization, Pencil
+from hsv._progress import AdiStep, Progress, reporter
 from hsv._shifts import Shifts, as_shifts, project
 
 if TYPE_CHECKING:
@@ -38,32 +38,6 @@ _ITERATIONS = 300
 _GROWTH = 1e3  # times the first residual: time to look for an unstable pole
 _PATIENCE = 40  # iterations in which the residual should have fallen by half
 _LANCZOS_STEPS = 12  # enough for the largest eigenvalue of the residual to a few per cent
-
-
-@dataclass(frozen=True)
-class AdiStep:
-    """One iteration: one shift (or a pair of conjugates), one factorisation, for one Gramian or both.
-
-    Attributes
-    ----------
-    iteration : int
-        Counted from 1.
-    shift : complex
-        Of the controllability side; the other has its conjugate.
-    controllability, observability : float or None
-        Relative residual after the step; None where that Gramian was not asked for.
-    seconds : float
-        Since the begin.
-    """
-
-    iteration: int
-    shift: complex
-    controllability: float | None
-    observability: float | None
-    seconds: float
-
-
-Progress: TypeAlias = "bool | Callable[[AdiStep], object]"
 
 
 @dataclass(frozen=True)
@@ -411,7 +385,7 @@ class _Run:
                 side.residual_factor = side.residual_factor.astype(np.complex128)
         self.shifts = as_shifts(shifts)
         self.history: list[AdiStep] = []
-        self.report = _reporter(progress, tolerance)
+        self.report = reporter(progress, tolerance)
         self._lowest, self._lowest_at, self._looked_at = 1.0, 0, 0
 
     def factors(self) -> list[LowRankFactor]:
@@ -582,53 +556,3 @@ def _check(sys: Any, tolerance: float, max_iterations: int) -> None:
         raise HsvError(f"tolerance must be a number in (0, 1), got {tolerance!r}")
     if isinstance(max_iterations, bool) or not isinstance(max_iterations, (int, np.integer)) or max_iterations < 1:
         raise HsvError(f"max_iterations must be an int of at least 1, got {max_iterations!r}")
-
-
-class _Report:
-    """A context manager that calls a function for each step."""
-
-    def __init__(self, call: Callable[[AdiStep], object]) -> None:
-        self.call = call
-
-    def __enter__(self) -> Callable[[AdiStep], object]:
-        return self.call
-
-    def __exit__(self, *error: object) -> None:
-        return None
-
-
-class _Bar:
-    """A progress bar of the decades that the residual has fallen."""
-
-    def __init__(self, tolerance: float) -> None:
-        try:
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-        except ImportError as error:
-            raise MissingBackendError(
-                'progress=True needs rich: pip install "hsv-control[cli]", or pass a function that takes a step'
-            ) from error
-        self._decades = -math.log10(tolerance)
-        self._bar = Progress(
-            TextColumn("low-rank factors"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-        )
-
-    def __enter__(self) -> Callable[[AdiStep], object]:
-        self._bar.start()
-        self._task = self._bar.add_task("residual 1", total=self._decades)
-        return self._show
-
-    def _show(self, step: AdiStep) -> None:
-        residual = max(x for x in (step.controllability, step.observability) if x is not None)
-        done = min(max(-math.log10(max(residual, 1e-300)), 0.0), self._decades)
-        self._bar.update(self._task, completed=done, description=f"shift {step.iteration}, residual {residual:.1e}")
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-
-def _reporter(progress: Progress, tolerance: float) -> _Report | _Bar:
-    if callable(progress):
-        return _Report(progress)
-    if not isinstance(progress, (bool, np.bool_)):
-        raise DtypeError(f"progress must be True, False or a function of one step, got {progress!r}")
-    return _Bar(tolerance) if progress else _Report(lambda step: None)
