@@ -291,10 +291,10 @@ def test_resize_of_an_unknown_layer():
 
 
 def test_single_numbers_with_a_stride_are_saved(tmp_path):
-    layer = hsv_torch.LRU(4, 1)
+    layer = LRU(4, 1)
     layer.theta = torch.nn.Parameter(torch.view_as_real(torch.ones(1, dtype=torch.complex64) * (2 + 3j))[:, 1])
     assert layer.theta.stride() == (2,)
-    hsv_torch.save_checkpoint(layer, tmp_path / "one.safetensors")
-    loaded = hsv_torch.LRU(4, 1)
-    hsv_torch.load_into(loaded, tmp_path / "one.safetensors")
+    save_checkpoint(layer, tmp_path / "one.safetensors")
+    loaded = LRU(4, 1)
+    load_into(loaded, tmp_path / "one.safetensors")
     assert loaded.theta.item() == 3
