@@ -1,6 +1,6 @@
 """The printed examples of other packages: what they print, and what `hsv` finds for the same input.
 
-The inputs and the printed answers stand in `tests/hsv/reference_systems.py`, each with its source; nothing here repeats a number of an answer.
+The inputs and the printed answers stand in `tests/hsv/reference_systems.py` and `tests/hsv/slicot_examples.py`, each with its source; nothing here repeats a number of an answer.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,6 +10,10 @@ import numpy as np
 
 import hsv
 from tests.hsv import reference_systems as known
+from tests.hsv import slicot_examples as slicot
+
+Method = Callable[[hsv.LinearSystem, hsv.Rule | int], hsv.Reduction]
+Reduce = Callable[[], hsv.Reduction]
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,13 @@ class Example:
 def examples() -> Iterator[Example]:
     """Yield every example, in the order of the table."""
     yield from _slicot_reductions()
+    yield from _slicot_weighted_reductions()
+    yield from _slicot_riccati_reductions()
     yield from _slicot_equations()
+    yield from _slicot_riccati_equations()
     yield from _two_states()
     yield from _transfer_functions()
+    yield from _varga()
 
 
 def table() -> list[list[str]]:
@@ -105,6 +113,71 @@ def _slicot_reductions() -> Iterator[Example]:
     )
 
 
+def _slicot_weighted_reductions() -> Iterator[Example]:
+    enns, optimal = slicot.ab09id(), slicot.ab09jd()
+
+    def truncation() -> hsv.Reduction:
+        return hsv.reduce_stable_part(
+            enns.sys,
+            enns.order - 1,  # the unstable pole counts
+            lambda stable, rule: hsv.frequency_weighted_truncation(stable, rule, output_weight=enns.weight),
+        )
+
+    def approximation() -> hsv.Reduction:
+        return hsv.frequency_weighted_hankel_norm_approximation(
+            optimal.sys, optimal.rule(), output_weight=optimal.weight
+        )
+
+    names = ("SLICOT AB09ID", "frequency_weighted_truncation")
+    yield _printed_values(
+        *names, "weighted Hankel values of the stable part", enns, lambda: truncation().hankel_singular_values
+    )
+    yield Example(
+        names[0],
+        "poles, order 2",
+        names[1],
+        _sorted(enns.reduced.poles()),
+        slicot.DIGITS,
+        lambda: _sorted(truncation().system.poles()),
+    )
+    names = ("SLICOT AB09JD, AB09KD", "frequency_weighted_hankel_norm_approximation")
+    yield _printed_values(*names, "weighted Hankel values", optimal, lambda: approximation().hankel_singular_values)
+    yield _printed_order(*names, optimal, approximation)
+    yield _printed_feedthrough(*names, optimal, approximation)
+
+
+def _slicot_riccati_reductions() -> Iterator[Example]:
+    stochastic = slicot.ab09hd()
+
+    def stochastic_truncation() -> hsv.Reduction:
+        return hsv.stochastic_truncation(stochastic.sys, stochastic.rule(), alpha=1.0)
+
+    names = ("SLICOT AB09HD", "stochastic_truncation")
+    yield _printed_values(
+        *names, "characteristic values", stochastic, lambda: stochastic_truncation().characteristic_values
+    )
+    yield _printed_order(*names, stochastic, stochastic_truncation)
+    truncated, perturbed = slicot.ab09fd(), slicot.ab09gd()
+
+    def of_factors(printed: slicot.PrintedReduction, method: Method) -> hsv.Reduction:
+        inner = hsv.inner_coprime_factors
+        return hsv.coprime_factor_reduction(printed.sys, printed.rule(), factorization=inner, method=method)
+
+    def truncation() -> hsv.Reduction:
+        return of_factors(truncated, hsv.balanced_truncation)
+
+    def perturbation() -> hsv.Reduction:
+        return of_factors(perturbed, hsv.singular_perturbation)
+
+    names = ("SLICOT AB09FD", "coprime_factor_reduction")
+    yield _printed_values(*names, "Hankel values of the factors", truncated, lambda: truncation().characteristic_values)
+    yield _printed_order(*names, truncated, truncation)
+    yield _printed_states(*names, truncated, truncation)
+    names = ("SLICOT AB09GD", "coprime_factor_reduction")
+    yield _printed_states(*names, perturbed, perturbation)
+    yield _printed_feedthrough(*names, perturbed, perturbation)
+
+
 def _slicot_equations() -> Iterator[Example]:
     factored, b = known.slicot_sb03od(), known.slicot_sb03od_factor()
 
@@ -121,6 +194,27 @@ def _slicot_equations() -> Iterator[Example]:
         stein.x,
         4,
         lambda: hsv.solve_discrete_lyapunov(stein.a, stein.q),
+    )
+
+
+def _slicot_riccati_equations() -> Iterator[Example]:
+    for source, equation in (("SLICOT SB02OD, SG02AD", slicot.sb02od()), ("SLICOT SB02MD", slicot.sb02md())):
+        yield Example(
+            source,
+            "X",
+            "solve_continuous_riccati",
+            equation.x,
+            slicot.DIGITS,
+            lambda e=equation: hsv.solve_continuous_riccati(e.a, e.b, e.q, e.r),
+        )
+    singular = slicot.sb02nd()
+    yield Example(
+        "SLICOT SB02ND",
+        "X, with r = 0",
+        "solve_discrete_riccati",
+        singular.x,
+        slicot.DIGITS,
+        lambda: hsv.solve_discrete_riccati(singular.a, singular.b, singular.q, singular.r),
     )
 
 
@@ -189,15 +283,55 @@ def _transfer_functions() -> Iterator[Example]:
         11,
         lambda: hsv.singular_perturbation(sys, matched["order"]).system.D,
     )
-    weighted = known.varga_weighted()
+
+
+def _varga() -> Iterator[Example]:
+    printed = known.varga_weighted()
+    plant, weights = printed.system(), printed.weights()
+
+    def reduced() -> hsv.StateSpace:
+        return hsv.frequency_weighted_singular_perturbation(plant, printed.order, **weights).system.to_dense()
+
+    names = ("Varga, weighted reduction", "frequency_weighted_singular_perturbation")
     yield Example(
-        "Varga, weighted reduction",
-        "weighted error of the printed reduction",
-        "hinf_norm",
-        np.asarray(weighted.weighted_error),
-        4,
-        lambda: hsv.hinf_norm(weighted_error(weighted)),
+        names[0],
+        "numerator and denominator, order 1",
+        names[1],
+        np.asarray(printed.reduced),
+        3,
+        lambda: _polynomials_of_first_order(reduced()),
     )
+    yield Example(
+        names[0],
+        "weighted error",
+        f"{names[1]}`, `hinf_norm",
+        np.asarray(printed.weighted_error),
+        4,
+        lambda: hsv.hinf_norm(weighted_error(plant - reduced(), **weights)),
+    )
+
+
+def _printed_values(
+    source: str, call: str, quantity: str, printed: slicot.PrintedReduction, found: Callable[[], np.ndarray]
+) -> Example:
+    return Example(source, quantity, call, printed.values, slicot.DIGITS, found)
+
+
+def _printed_order(source: str, call: str, printed: slicot.PrintedReduction, reduce: Reduce) -> Example:
+    quantity = f"order for the tolerance {printed.tolerance}"
+    return Example(source, quantity, call, np.asarray(printed.order), 0, lambda: reduce().orders)
+
+
+def _printed_feedthrough(source: str, call: str, printed: slicot.PrintedReduction, reduce: Reduce) -> Example:
+    return Example(
+        source, f"D, order {printed.order}", call, printed.reduced.D, slicot.DIGITS, lambda: reduce().system.D
+    )
+
+
+def _printed_states(source: str, call: str, printed: slicot.PrintedReduction, reduce: Reduce) -> Example:
+    A = printed.reduced.A
+    quantity = f"A, order {printed.order}"
+    return Example(source, quantity, call, A, slicot.DIGITS, lambda: _with_signs_of(A, reduce().system.A))
 
 
 def part_left_of(sys: hsv.StateSpace, boundary: float) -> hsv.StateSpace:
@@ -212,19 +346,11 @@ def replace_A(sys: hsv.StateSpace, A: np.ndarray) -> hsv.StateSpace:
     return hsv.StateSpace(A, sys.B, sys.C, sys.D, dt=sys.dt)
 
 
-def weighted_error(reduction: known.WeightedReduction) -> hsv.StateSpace:
+def weighted_error(
+    error: hsv.StateSpace, input_weight: hsv.StateSpace, output_weight: hsv.StateSpace
+) -> hsv.StateSpace:
     """Return output weight, error and input weight in series."""
-    plant, reduced, first, last = (
-        hsv.from_scipy(_transfer_function(*quotient))
-        for quotient in (reduction.plant, reduction.reduced, reduction.input_weight, reduction.output_weight)
-    )
-    return _series(_series(first, plant - reduced), last)
-
-
-def _transfer_function(numerator: list[float], denominator: list[float]) -> object:
-    import scipy.signal
-
-    return scipy.signal.TransferFunction(numerator, denominator)
+    return _series(_series(input_weight, error), output_weight)
 
 
 def _series(first: hsv.StateSpace, second: hsv.StateSpace) -> hsv.StateSpace:
@@ -240,9 +366,16 @@ def _sorted(poles: np.ndarray) -> np.ndarray:
 
 
 def _with_signs_of(printed: np.ndarray, A: np.ndarray) -> np.ndarray:
-    """Balanced coordinates are determined up to signs: turn the second state so that ``A[0, 1]`` has the printed sign."""
-    turn = np.array([1.0, np.sign(A[0, 1] * printed[0, 1])])
+    """Balanced coordinates are determined up to signs: turn all states but the first so that the first row has the printed signs."""
+    turn = np.sign(A[0] * printed[0])
+    turn[0] = 1
     return turn[:, None] * A * turn
+
+
+def _polynomials_of_first_order(sys: hsv.StateSpace) -> np.ndarray:
+    """Return numerator and denominator by falling powers."""
+    a, b, c, d = (x.item() for x in (sys.A, sys.B, sys.C, sys.D))
+    return np.array([[d, c * b - d * a], [1, -a]])
 
 
 def _text(values: np.ndarray, decimals: int) -> str:

@@ -7,6 +7,7 @@ the coordinates. The printed answers have as many digits as their source: `digit
 from dataclasses import dataclass, field
 
 import numpy as np
+import scipy.signal
 
 import hsv
 
@@ -160,6 +161,17 @@ class WeightedReduction:
     weighted_error: float
     source: str
 
+    def system(self) -> hsv.StateSpace:
+        """Return the plant."""
+        return _from_polynomials(*self.plant)
+
+    def weights(self) -> dict[str, hsv.StateSpace]:
+        """Return both weights, named as the arguments of the weighted methods."""
+        return {
+            "input_weight": _from_polynomials(*self.input_weight),
+            "output_weight": _from_polynomials(*self.output_weight),
+        }
+
 
 def varga_weighted() -> WeightedReduction:
     """Singular perturbation of order 1 between two weights."""
@@ -172,6 +184,10 @@ def varga_weighted() -> WeightedReduction:
         weighted_error=0.0855,
         source="Varga, on frequency-weighted balanced reduction in SLICOT",
     )
+
+
+def _from_polynomials(numerator: list[float], denominator: list[float]) -> hsv.StateSpace:
+    return hsv.from_scipy(scipy.signal.TransferFunction(numerator, denominator))
 
 
 def slicot_sb03od() -> ReferenceEquation:

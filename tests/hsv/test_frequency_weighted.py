@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 import hsv
 from hsv._array import to_host
+from tests.hsv import reference_systems as known
+from tests.hsv import slicot_examples as printed
 from tests.hsv.test_array_libraries import convert
 from tests.hsv.test_systems import random_diagonal, random_system
 from tests.tolerances import tolerance
@@ -109,53 +111,24 @@ def test_slicot_gives_the_same_systems(dt, sides, choice, unstable, mix, rng):
         np.testing.assert_allclose(red.system.frequency_response(W), expected, atol=1e-9 * np.abs(expected).max())
 
 
-def slicot_example():
-    """A plant with one unstable pole and the weight of AB09ID's example program."""
-    A = np.array([[-26.4, 6.4023, 4.3868], [32, 0, 0], [0, 8, 0]])
-    sys = hsv.StateSpace(A, [[16.0], [0], [0]], [[9.2994, 1.1624, 0.1090]], dt=0)
-    row = [-9.2994, -1.1624, -0.1090]
-    AV = np.zeros((6, 6))
-    AV[:3, :3] = [[-1, 0, 4], [0, 2, 0], [0, 0, -3]]
-    AV[:3, 3:] = row
-    AV[3, :3] = 16
-    AV[3:, 3:] = A
-    ones = np.array([[1.0, 1, 1, 0, 0, 0]])
-    return sys, hsv.StateSpace(AV, ones.T, ones, dt=0)
-
-
 def test_slicots_printed_example():
-    sys, weight = slicot_example()
+    """A plant with one unstable pole, which stays; the printed digits of the values and poles: `test_published_examples.py`."""
+    example = printed.ab09id()
     red = hsv.reduce_stable_part(
-        sys, 1, lambda stable, rule: hsv.frequency_weighted_truncation(stable, rule, output_weight=weight)
+        example.sys,
+        example.order - 1,
+        lambda stable, rule: hsv.frequency_weighted_truncation(stable, rule, output_weight=example.weight),
     )
-    np.testing.assert_allclose(red.hankel_singular_values, [3.8253, 0.2005], atol=5.1e-5)
-    poles = np.sort(red.system.poles().real)
-    np.testing.assert_allclose(poles, [-34.5297, 9.1900], atol=5.1e-5)
-    residues = 11.9593 * 2.8955 / (W * 1j - 9.1900) + 16.9329 * 6.9152 / (
-        W * 1j + 34.5297
-    )  # Br and Cr, printed to 4 digits
-    np.testing.assert_allclose(red.system.frequency_response(W)[:, 0, 0], residues, atol=1e-3)
-
-
-def varga_example():
-    G = hsv.StateSpace([[-4.0, -5, -2], [1, 0, 0], [0, 1, 0]], np.eye(3, 1), [[8.0, 6, 2]], dt=0)
-    lag = [hsv.DiagonalStateSpace([-pole], [[1.0]], [[1.0]], dt=0) for pole in (3.0, 4.0)]
-    return G, {"input_weight": lag[0], "output_weight": lag[1]}
-
-
-def test_vargas_example():
-    G, weights = varga_example()
-    red = hsv.frequency_weighted_singular_perturbation(G, 1, **weights)
-    A, B, C, D = (float(x[0, 0]) for x in (red.system.A, red.system.B, red.system.C, red.system.D))
-    np.testing.assert_allclose([-A, D, C * B - A * D], [1.739, 2.398, 1.739], atol=5.1e-4)
-    assert round(weighted_error(G, red.system, **weights), 4) == 0.0855
+    assert red.system.n_states == example.order
+    np.testing.assert_allclose(red.system.frequency_response(W), example.reduced.frequency_response(W), atol=1e-3)
 
 
 @pytest.mark.parametrize("stability", [None, "positive-part", "absolute-value"])
 @pytest.mark.parametrize("method", METHODS)
 def test_vargas_example_of_order_2(method, stability):
     """Where Julia's package fails: every order of every variant has a system, and those of order 2 are near."""
-    G, weights = varga_example()
+    example = known.varga_weighted()
+    G, weights = example.system(), example.weights()
     for mix in (0.0, 0.5, 1.0):
         options = {**weights, "input_mix": mix, "output_mix": mix, "stability": stability}
         assert weighted_error(G, method(G, 2, **options).system, **weights) < 0.03
@@ -163,7 +136,8 @@ def test_vargas_example_of_order_2(method, stability):
 
 
 def test_enns_method_may_lose_stability_and_says_so():
-    G, weights = varga_example()
+    example = known.varga_weighted()
+    G, weights = example.system(), example.weights()
     with pytest.warns(hsv.OrderWarning, match="not stable: these Gramians promise no stability"):
         red = hsv.frequency_weighted_truncation(G, 1, **weights)
     assert red.system.poles().real.max() > 0

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import hsv
 from hsv._array import to_host
+from tests.hsv import slicot_examples as printed
 from tests.hsv.test_array_libraries import convert
 from tests.hsv.test_frequency_weighted import series
 from tests.hsv.test_systems import random_diagonal, random_system
@@ -64,33 +65,14 @@ def test_the_hankel_norm_of_the_weighted_error_is_the_first_discarded_value(seed
     assert (red.system.dt, red.system.is_complex) == (dt, complex_)
 
 
-def slicot_example():
-    """A Butterworth filter of order 6 and a weight with unstable poles and zeros."""
-    A = np.vstack([[-3.8637, -7.4641, -9.1416, -7.4641, -3.8637, -1.0], np.eye(5, 6)])
-    sys = hsv.StateSpace(A, np.eye(6, 1), np.eye(6)[[5]], dt=0)
-    return sys, hsv.StateSpace([[0.2, -1.0], [1.0, 0.0]], [[1.0], [0.0]], [[-1.8, 0.0]], [[1.0]], dt=0)
-
-
 def test_slicots_printed_example():
-    """AB09JD and AB09KD print the same numbers."""
-    sys, weight = slicot_example()
-    red = hsv.frequency_weighted_hankel_norm_approximation(sys, hsv.Threshold(0.1 / 2.679), output_weight=weight)
-    assert int(red.orders) == 4
-    np.testing.assert_allclose(
-        red.hankel_singular_values, [2.6790, 2.1589, 0.8424, 0.1929, 0.0219, 0.0011], atol=5.1e-5
-    )
-    np.testing.assert_allclose(red.system.D, [[0.0219]], atol=5.1e-5)
-    A = [
-        [-0.2391, 0.3072, 1.1630, 1.1967],
-        [-2.9709, -0.2391, 2.6270, 3.1027],
-        [0, 0, -0.5137, -1.2842],
-        [0, 0, 0.1519, -0.5137],
-    ]
-    printed = hsv.StateSpace(
-        A, [[-1.0497], [-3.7052], [0.8223], [0.7435]], [[-0.4466, 0.0143, -0.4780, -0.2013]], [[0.0219]], dt=0
-    )
-    np.testing.assert_allclose(np.sort_complex(red.system.poles()), np.sort_complex(printed.poles()), atol=2e-4)
-    np.testing.assert_allclose(red.system.frequency_response(W), printed.frequency_response(W), atol=1e-3)
+    """The values, the order and D to the last digit: `test_published_examples.py`. Printed matrices give poles and responses to three digits."""
+    example = printed.ab09jd()
+    red = hsv.frequency_weighted_hankel_norm_approximation(example.sys, example.rule(), output_weight=example.weight)
+    assert int(red.orders) == example.order
+    poles, expected = (np.sort_complex(x.poles()) for x in (red.system, example.reduced))
+    np.testing.assert_allclose(poles, expected, atol=2e-4)
+    np.testing.assert_allclose(red.system.frequency_response(W), example.reduced.frequency_response(W), atol=1e-3)
 
 
 def by_slicot(routine, sys, order, V):
@@ -123,7 +105,8 @@ def test_slicot_gives_the_same_systems(routine, rng):
 
 @pytest.mark.parametrize("routine", ["ab09jd", "ab09kd"])
 def test_slicot_gives_the_same_systems_of_one_input(routine, rng):
-    sys, weight = slicot_example()
+    example = printed.ab09jd()
+    sys, weight = example.sys, example.weight
     for order in (1, 2, 4):
         peer, values = by_slicot(routine, sys, order, weight)
         red = hsv.frequency_weighted_hankel_norm_approximation(sys, order, output_weight=weight)
