@@ -62,7 +62,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Hankel singular values and model reduction of linear systems in .mat, .npz and .json files.",
+    help="Hankel singular values and model reduction of linear systems in .mat, .npz and .json files.\n\n"
+    "Example: hsv reduce plant.mat --error-bound 0.01 -o small.mat",
     epilog="Exit status: 0 done, 1 refused for a numerical reason, 2 wrong use or unreadable file.",
 )
 

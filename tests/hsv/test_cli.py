@@ -38,6 +38,16 @@ def run(*arguments):
     return CliRunner(env={"COLUMNS": "120"}).invoke(cli.app, [str(x) for x in arguments])
 
 
+def test_help_fits_one_screen_and_its_example_runs(model, monkeypatch):
+    done = subprocess.run([sys.executable, "-m", "hsv", "--help"], capture_output=True, text=True, check=True, env={"COLUMNS": "80", "PATH": ""})  # fmt: skip
+    assert len(done.stdout.splitlines()) <= 24
+    assert max(len(line) for line in done.stdout.splitlines()) <= 80
+    (example,) = re.findall(r"Example: hsv (.*\S)", done.stdout)
+    monkeypatch.chdir(model.rename(model.with_name("plant.mat")).parent)
+    assert run(*shlex.split(example)).exit_code == 0
+    assert hsv.load("small.mat").n_states == 7  # its last values are above 0.01
+
+
 def succeed(*arguments):
     result = run(*arguments)
     assert result.exit_code == 0, result.output
