@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hsv import HsvError
 from hsv_torch.adapters import Observation, adapter_of
 from hsv_torch.criteria import Criterion
+from hsv_torch.sharding import whole
 from hsv_torch.snapshot import without_trace
 
 Forward: TypeAlias = Callable[[nn.Module, Any], Any]
@@ -59,7 +60,8 @@ def observe(
     needing = {name: layer for name, layer in layers.items() if adapter_of(layer).needs_data}
     if not needing:
         return {}
-    observations = {name: adapter_of(layer).observe(layer, criteria[name]) for name, layer in needing.items()}
+    with whole(model, needing.values()):
+        observations = {name: adapter_of(layer).observe(layer, criteria[name]) for name, layer in needing.items()}
     calls = dict.fromkeys(needing, 0)
 
     def hook(name: str) -> Callable[..., None]:

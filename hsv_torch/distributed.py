@@ -7,10 +7,11 @@ in all.
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -112,6 +113,29 @@ class Ranks:
         found = self.together(function, lambda: None)
         distributed.all_gather_object(values, found, group=self.group)
         return sum(values) / self.size
+
+    def in_step(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches, each when all processes have one more: a forward pass of a model that is split waits for all of them.
+
+        Raises
+        ------
+        HsvError
+            Some processes have more batches than others.
+        RankError
+            Another process failed to get its next batch.
+        """
+        iterator, end = iter(batches), object()
+        while True:
+            batch: Any = self.together(lambda: next(iterator, end), lambda: None)
+            ended = self.mean(functools.partial(float, batch is end))
+            if ended == 1.0:
+                return
+            if ended:
+                raise HsvError(
+                    "`calibration` has more batches in some processes than in others, and a model that is split over them runs in all or in none: "
+                    "give each the same number"
+                )
+            yield batch
 
     def rebuild(self) -> None:
         """Make the wrapper reduce the gradients of the parameters that the model has now, with the options and hooks that it had."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import hsv
 from hsv import HsvError
-from hsv_torch.adapters import Cut, Replaced, adapter_of
+from hsv_torch.adapters import Cut, Observation, Replaced, adapter_of
 from hsv_torch.allocation import Budget, Sizes, margin
 from hsv_torch.calibration import Forward, check_calibration, observe
 from hsv_torch.checkpoint import layer_sizes, resize_layers
@@ -172,11 +172,6 @@ class InTrainingCompressor:
         chosen = chosen_layers(model, layers)
         criteria = chosen_criteria(chosen, criterion)
         check_calibration(chosen, calibration, forward)
-        if ranks.split and calibration is not None:
-            raise HsvError(
-                "layers whose systems depend on their input cannot be observed where parameters are split over processes (fully_shard): train with "
-                "DistributedDataParallel, or choose `layers` without them"
-            )
         if isinstance(calibration, Iterator):
             raise TypeError(
                 f"`calibration` is used at every attempt, and a {type(calibration).__qualname__} can be gone through only once: pass a list or a loader"
@@ -365,18 +360,26 @@ class InTrainingCompressor:
         return PlannedCut(layer, adapter_of(layer), cut)
 
     def _measured(self) -> tuple[dict[str, LayerRecord], dict[str, Cut]]:
-        """What the first process finds and plans; where parameters are split, the others give it their parts."""
-        keep = self._ranks.rank == 0
-        with without_autocast(self.model), whole(self.model, [layer for _, layer in self._named_layers()], keep=keep):
-            return self._ranks.decide(self._measure)
+        """What the first process finds and plans; where parameters are split, all of them run the calibration data and give their parts."""
+        with without_autocast(self.model):
+            if not self._ranks.split:
+                return self._ranks.decide(lambda: self._measure(self._observe(self.calibration)))
+            data = self.calibration
+            batches = None if data is None else self._ranks.in_step([data] if isinstance(data, Tensor) else data)
+            observations = self._ranks.together(lambda: self._observe(batches), lambda: None)
+            layers = [layer for _, layer in self._named_layers()]
+            with whole(self.model, layers, keep=self._ranks.rank == 0):
+                return self._ranks.decide(lambda: self._measure(observations))
 
-    def _measure(self) -> tuple[dict[str, LayerRecord], dict[str, Cut]]:
+    def _observe(self, calibration: Any) -> dict[str, Observation]:
+        with eager(self.model):
+            return observe(self.model, dict(self._named_layers()), self.criteria, calibration, self.forward)
+
+    def _measure(self, observations: Mapping[str, Observation]) -> tuple[dict[str, LayerRecord], dict[str, Cut]]:
         """Find out what the rule chooses for each layer; changes nothing but the systems that drift is measured from."""
         records: dict[str, LayerRecord] = {}
         plans: dict[str, Cut] = {}
         layers = dict(self._named_layers())
-        with eager(self.model):
-            observations = observe(self.model, layers, self.criteria, self.calibration, self.forward)
         planner = Planner(self.model, layers, self.criteria, observations, self.sizes, self.min_reduction)
         rule, remaining = self.rules(self._attempts_made), self.schedule.attempts - self._attempts_made + 1
         try:

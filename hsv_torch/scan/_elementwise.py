@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hsv_torch.scan import _threads
-from hsv_torch.scan._operators import N_BYTES, call, refuse_second_derivative
+from hsv_torch.scan._operators import N_BYTES, as_array, call, refuse_second_derivative
 
 
 def causal_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -51,7 +51,7 @@ def _has_kernel(x: Tensor, other: Tensor) -> bool:
 
 
 def _flat(x: Tensor) -> np.ndarray:
-    return x.detach().contiguous().numpy()
+    return as_array(x)
 
 
 def _rows(x: Tensor) -> np.ndarray:

@@ -57,8 +57,12 @@ def _empty(like: Tensor) -> Tensor:
     return torch.empty_like(like, memory_format=torch.contiguous_format)
 
 
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().contiguous().resolve_conj().resolve_neg().numpy()
+def as_array(tensor: Tensor) -> np.ndarray:
+    """The memory of a tensor on the CPU, contiguous, as an array that may be written to."""
+    tensor = tensor.detach().contiguous().resolve_conj().resolve_neg()
+    # Tensor.numpy() pins the memory for good, but `fully_shard` frees that of a gathered parameter by resizing it.
+    view = np.from_dlpack(tensor)
+    return view if view.flags.writeable else tensor.numpy()  # NumPy before 2.1 lets nobody write there
 
 
 # --- h[t] = a[t] h[t-1] + u[t] ---------------------------------------------------------------------------------------
@@ -82,7 +86,7 @@ def linear_scan(a: Tensor, u: Tensor, initial: Tensor) -> Tensor:
     if h.numel():
         batch, _, n = u.shape
         blocks = _blocks(batch, n)
-        arguments = blocks, _past_caches(h), _array(a), _array(u), _array(initial), h.numpy()
+        arguments = blocks, _past_caches(h), as_array(a), as_array(u), as_array(initial), h.numpy()
         _threads.run(_kernels().linear_forward, batch * blocks, *arguments, operations=4 * u.numel())
     return h
 
@@ -101,7 +105,7 @@ def linear_scan_backward(a: Tensor, h: Tensor, initial: Tensor, dh: Tensor) -> t
     d_initial = torch.zeros_like(initial, memory_format=torch.contiguous_format)
     if h.numel():
         blocks = _blocks(batch, n)
-        arguments = _array(a), _array(h), _array(initial), _array(dh), du.numpy(), da.numpy(), d_initial.numpy()
+        arguments = as_array(a), as_array(h), as_array(initial), as_array(dh), du.numpy(), da.numpy(), d_initial.numpy()
         _threads.run(
             _kernels().linear_backward, batch * blocks, blocks, _past_caches(h), *arguments, operations=8 * h.numel()
         )
@@ -139,8 +143,8 @@ def _padded(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _coefficients(poles: Tensor, B: Tensor, C: Tensor) -> tuple[np.ndarray, ...]:
-    values = _array(poles)
-    return values.real.copy(), values.imag.copy(), *_padded(_array(B)), *_padded(_array(C).conj().T)
+    values = as_array(poles)
+    return values.real.copy(), values.imag.copy(), *_padded(as_array(B)), *_padded(as_array(C).conj().T)
 
 
 def _saved_shape(x: Tensor, n: int, save: bool) -> tuple[int, int, int]:
@@ -159,7 +163,7 @@ def diagonal_scan(x: Tensor, poles: Tensor, B: Tensor, C: Tensor, save: bool) ->
         y.zero_()
     else:
         operations = batch * length * n * 2 * (B.shape[1] + C.shape[0] + 2)
-        arguments = _array(x), *_coefficients(poles, B, C), y.numpy(), saved.numpy()
+        arguments = as_array(x), *_coefficients(poles, B, C), y.numpy(), saved.numpy()
         _threads.run(_kernels().diagonal_forward, saved.shape[0], *arguments, operations=operations)
     return y, saved
 
@@ -183,7 +187,7 @@ def diagonal_scan_backward(
     tiles = saved.shape[0]
     sums = [np.empty((tiles, array.size)) for array in coefficients]
     operations = x.shape[0] * x.shape[1] * n * 5 * (n_inputs + n_outputs + 2)
-    arguments = _array(x), *coefficients, saved.numpy(), _array(dy), dx.numpy(), *sums
+    arguments = as_array(x), *coefficients, saved.numpy(), as_array(dy), dx.numpy(), *sums
     _threads.run(_kernels().diagonal_backward, tiles, *arguments, operations=operations)
     totals = [re.sum(0) + 1j * im.sum(0) for re, im in zip(sums[::2], sums[1::2], strict=True)]
     gradients = totals[0], totals[1].reshape(n, -1)[:, :n_inputs], totals[2].reshape(n, -1)[:, :n_outputs].conj().T
@@ -223,13 +227,13 @@ def _lanes(like: Tensor) -> int:
 def _signal(signal: Tensor) -> np.ndarray:
     """``(batch, length, d)`` with the channels filled up with zeros to whole vectors."""
     missing = -signal.shape[-1] % _lanes(signal)
-    return _array(torch.nn.functional.pad(signal, (0, missing)) if missing else signal)
+    return as_array(torch.nn.functional.pad(signal, (0, missing)) if missing else signal)
 
 
 def _rates(A: Tensor) -> np.ndarray:
     """``(d, n)`` as ``(blocks, n lanes)``: for each state vectors of channels, the last one filled up with zeros."""
     lanes = _lanes(A)
-    padded = np.pad(_array(A), ((0, -A.shape[0] % lanes), (0, 0)))
+    padded = np.pad(as_array(A), ((0, -A.shape[0] % lanes), (0, 0)))
     return padded.reshape(-1, lanes, A.shape[1]).swapaxes(1, 2).reshape(-1, A.shape[1] * lanes)
 
 
@@ -274,8 +278,8 @@ def selective_scan(
         return _empty(x).zero_(), state, saved
     signals = _signal(x), _signal(delta)
     y = np.empty_like(signals[0])
-    first = np.empty((0, d, n), y.dtype) if initial is None else _array(initial)
-    arguments = *signals, _rates(A), _array(B), _array(C), first, y, state.numpy(), saved.numpy()
+    first = np.empty((0, d, n), y.dtype) if initial is None else as_array(initial)
+    arguments = *signals, _rates(A), as_array(B), as_array(C), first, y, state.numpy(), saved.numpy()
     n_parts = _parts(x)
     _threads.run(_kernels().selective_forward, batch * n_parts, n_parts, *arguments, operations=8 * x.numel() * n)
     return torch.from_numpy(y)[..., :d].contiguous(), state, saved
@@ -324,7 +328,7 @@ def selective_scan_backward(
     slopes = np.empty_like(signals[0]), np.empty_like(signals[0])
     dA = np.empty((batch, *rates.shape), rates.dtype)
     dB, dC = (np.empty((batch, n_parts, length, n), rates.dtype) for _ in range(2))
-    arguments = *signals, rates, _array(B), _array(C), saved.numpy(), _signal(dy), _array(d_state)
+    arguments = *signals, rates, as_array(B), as_array(C), saved.numpy(), _signal(dy), as_array(d_state)
     results = *slopes, dA, dB, dC, d_initial.numpy()
     kernel = _kernels().selective_backward
     _threads.run(kernel, batch * n_parts, n_parts, *arguments, *results, operations=24 * x.numel() * n)
@@ -388,7 +392,7 @@ def _attention_saved_shape(q: Tensor, v: Tensor, save: bool) -> tuple[int, int, 
 
 
 def _per_key(log_decay: Tensor) -> np.ndarray:
-    return _array(log_decay if log_decay.ndim == 4 else log_decay[..., None])
+    return as_array(log_decay if log_decay.ndim == 4 else log_decay[..., None])
 
 
 @torch.library.custom_op("hsv_torch::gated_linear_attention", mutates_args=(), device_types="cpu")
@@ -407,9 +411,9 @@ def gated_linear_attention(
         else:
             state.zero_()
         return y.zero_(), state, saved
-    values = _array(v)
-    first = np.empty((0, heads, n, p), values.dtype) if initial is None else _array(initial)
-    arguments = _array(q), _array(k), values, _per_key(log_decay), first, y.numpy(), state.numpy(), saved.numpy()
+    values = as_array(v)
+    first = np.empty((0, heads, n, p), values.dtype) if initial is None else as_array(initial)
+    arguments = as_array(q), as_array(k), values, _per_key(log_decay), first, y.numpy(), state.numpy(), saved.numpy()
     parts = _attention_parts(q, v)
     _threads.run(_kernels().attention_forward, batch * groups * parts, parts, *arguments, operations=3 * v.numel() * n)
     return y, state, saved
@@ -449,7 +453,7 @@ def gated_linear_attention_backward(
     dq, dk = (v.new_empty(batch * parts, length, groups, n) for _ in range(2))
     dv = _empty(v)
     dg = v.new_empty(batch * parts, length, groups, n) if log_decay.ndim == 4 else v.new_empty(decays.shape)
-    arguments = _array(q), _array(k), _array(v), decays, saved.numpy(), _array(dy), _array(d_state)
+    arguments = as_array(q), as_array(k), as_array(v), decays, saved.numpy(), as_array(dy), as_array(d_state)
     results = dq.numpy(), dk.numpy(), dv.numpy(), dg.numpy(), d_initial.numpy()
     kernel = _kernels().attention_backward
     _threads.run(kernel, batch * groups * parts, parts, *arguments, *results, operations=10 * v.numel() * n)

@@ -20,17 +20,16 @@ STEPS = 52
 
 
 class Model(nn.Module):
-    """Without batch statistics and dropout: the gradient of a batch is the mean of those of its parts.
-
-    Layers that convolve: the CPU kernels of scans pin their memory, and `fully_shard` must be able to free it.
-    """
+    """Without batch statistics and dropout: the gradient of a batch is the mean of those of its parts. Layers that scan and one that convolves."""
 
     def __init__(self, n_states=16):
         super().__init__()
         torch.manual_seed(0)
-        options = {"max_phase": 0.5, "mode": "convolution", "dtype": torch.float64}
+        options = {"max_phase": 0.5, "dtype": torch.float64}
         self.encoder = nn.Linear(1, 4, dtype=torch.float64)
-        self.layers = nn.ModuleList(hsv_torch.LRU(4, n_states, **options) for _ in range(3))
+        self.layers = nn.ModuleList(
+            hsv_torch.LRU(4, n_states, mode=mode, **options) for mode in ("scan", "scan", "convolution")
+        )
         self.head = nn.Linear(4, 3, dtype=torch.float64)
 
     def forward(self, x):
@@ -106,7 +105,20 @@ def equal(first, second, **tolerance):
 def of_two():
     """Starting processes takes longest, so that two of them go through everything."""
     return run(
-        [same_run, undone, resumed, one_fails, averages, policies, half_precision, uneven_axis, waits, refused], 2
+        [
+            same_run,
+            undone,
+            resumed,
+            one_fails,
+            averages,
+            policies,
+            half_precision,
+            uneven_axis,
+            selective,
+            waits,
+            refused,
+        ],
+        2,
     )
 
 
@@ -379,6 +391,51 @@ def test_the_axis_of_a_split_stays(of_two):
         assert placements == {"(Shard(dim=1),)"}
 
 
+def mamba():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(4, 4, dtype=torch.float64),
+        hsv_torch.Mamba(4, n_states=8, dtype=torch.float64),
+        nn.LayerNorm(4, dtype=torch.float64),
+    )
+
+
+def selective(rank, size):
+    """Layers whose systems depend on their input: all processes run calibration data, the first one's counts."""
+    batches = [torch.randn(2, 12, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(k)) for k in range(4)]
+    mine = batches[:2] if rank == 0 else batches[2:]
+    sizes = []
+    model = fully_shard(mamba(), mesh=init_device_mesh("cpu", (size,)))
+    alone = mamba()
+    for each in (model, alone):
+        optimizer = torch.optim.SGD(each.parameters(), lr=0.1)
+        calibration = mine if each is model else batches[:2]
+        compressor = InTrainingCompressor(
+            each, optimizer, rule=3, schedule=Schedule(4, at=(1,)), calibration=calibration
+        )
+        assert compressor.step().changed
+        sizes.append(each[1].n_states)
+    equal(
+        {name: full(p) for name, p in model.named_parameters()},
+        {name: p.detach() for name, p in alone.named_parameters()},
+        rtol=1e-9,
+        atol=1e-12,
+    )
+    model(batches[0]).sum().backward()
+    model = fully_shard(mamba(), mesh=init_device_mesh("cpu", (size,)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedule = Schedule(4, at=(1,))
+    compressor = InTrainingCompressor(model, optimizer, rule=3, schedule=schedule, calibration=batches[: 1 + rank])
+    with pytest.raises(hsv.HsvError, match="more batches in some processes than in others"):
+        compressor.step()
+    model(batches[0]).sum().backward()
+    return sizes
+
+
+def test_selective_layers(of_two):
+    assert of_two["selective"] == [[3, 3], [3, 3]]
+
+
 def waits(rank, size):
     """An attempt that waits until the ranking has settled: each process gives its part of the systems."""
     ready = hsv_torch.RankingSettles(correlation=0.5, every=2)
@@ -418,12 +475,6 @@ def refused(rank, size):
             state={"ema": model_split},
         ),
         compressor.step,
-        lambda: InTrainingCompressor(
-            mamba := fully_shard(hsv_torch.Mamba(4, n_states=8), mesh=mesh),
-            torch.optim.SGD(mamba.parameters()),
-            schedule=Schedule.once(4, 1),
-            calibration=[torch.zeros(1, 4, 4)],
-        ),
     ):
         with pytest.raises(hsv.HsvError) as error:
             attempt()
@@ -434,12 +485,11 @@ def refused(rank, size):
 
 
 def test_what_is_refused(of_two):
-    for other_split, seconds, copies, micro_batches, selective in of_two["refused"]:
+    for other_split, seconds, copies, micro_batches in of_two["refused"]:
         assert "'head.weight' is split over processes by something other than fully_shard" in other_split
         assert "a Budget in seconds measures copies" in seconds
         assert "'ema' is split over processes, and the model is not" in copies
         assert "between micro-batches" in micro_batches
-        assert "cannot be observed where parameters are split" in selective
 
 
 @pytest.mark.gpu
