@@ -114,9 +114,12 @@ def _attribute(path: str) -> Any:
 
 
 def markdown(rows: list[list[str]]) -> list[str]:
-    """Return the lines of a Markdown table; the first row is its header."""
-    widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        f"| {' | '.join(str(cell).rjust(width) for cell, width in zip(row, widths, strict=True))} |" for row in rows
-    ]
-    return [lines[0], f"|{'|'.join('-' * (width + 1) + ':' for width in widths)}|", *lines[1:]]
+    """Return the lines of a Markdown table; the first row is its header. Columns of code begin at the left, all others end at the right."""
+    columns = [[str(cell) for cell in column] for column in zip(*rows, strict=True)]
+    rules = []
+    for i, column in enumerate(columns):
+        width, code = max(map(len, column)), column[-1].startswith("`")
+        columns[i] = [cell.ljust(width) if code else cell.rjust(width) for cell in column]
+        rules.append("-" * (width + 2) if code else "-" * (width + 1) + ":")
+    lines = [f"| {' | '.join(row)} |" for row in zip(*columns, strict=True)]
+    return [lines[0], f"|{'|'.join(rules)}|", *lines[1:]]

@@ -200,7 +200,7 @@ def two_readings() -> Figure:
             bounds.append(plan.error_bound / gain)
         ax.semilogy(orders, errors, color=colour, marker="o", markersize=3, label=f"{name}: error")
         ax.semilogy(orders, bounds, color=colour, linestyle=":", label=f"{name}: bound")
-    ax.set(xlabel="states kept of 24", ylabel="H-infinity error / norm")
+    ax.set(xlabel="states kept of 24", ylabel="H-infinity error / norm", xticks=orders[1::2])
     ax.legend(frameon=False)
     return figure
 
