@@ -23,6 +23,7 @@ from hsv_torch.calibration import Forward, check_calibration, in_layer, observe
 from hsv_torch.criteria import Criterion, DiagonalCriterion
 from hsv_torch.history import CompressionReport, LayerRecord
 from hsv_torch.optimizer import Moments, carry_gradients, carry_moments, check_optimizer, replace_parameters
+from hsv_torch.sharding import check_unsplit
 from hsv_torch.snapshot import Placement, without_trace
 
 
@@ -282,6 +283,7 @@ def compress_(
     started = time.perf_counter()
     model = uncompiled(model)
     chosen = chosen_layers(model, layers)
+    check_unsplit(model, "compress_ cannot cut", "cut before the model is split, or by hsv_torch.InTrainingCompressor")
     criteria = chosen_criteria(chosen, criterion)
     check_calibration(chosen, calibration, forward)
     checked, allowed = checked_rule(rule), checked_sizes(sizes, chosen)

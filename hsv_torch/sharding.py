@@ -138,13 +138,13 @@ def check_split(model: nn.Module) -> None:
             )
 
 
-def check_unsplit(model: nn.Module, what: str) -> None:
-    """Raise if parameters are split, for `what` cannot work with them."""
+IN_A_LOOP = "use hsv_torch.InTrainingCompressor and hsv_torch.save_checkpoint in a loop of your own, or train with DistributedDataParallel"
+
+
+def check_unsplit(model: nn.Module, what: str, remedy: str) -> None:
+    """Raise if parameters are split, for `what` cannot work with them; `remedy` says what can."""
     if meshes(model):
-        raise HsvError(
-            f"the model's parameters are split over processes (fully_shard), which {what} cannot save and resume: use hsv_torch.InTrainingCompressor and "
-            "hsv_torch.save_checkpoint in a loop of your own, or train with DistributedDataParallel"
-        )
+        raise HsvError(f"the model's parameters are split over processes (fully_shard), which {what}: {remedy}")
 
 
 def meshes(model: nn.Module) -> list[Any]:

@@ -20,7 +20,7 @@ from hsv_torch.checkpoint import layer_sizes, resize_layers
 from hsv_torch.history import Event, History
 from hsv_torch.in_training import InTrainingCompressor
 from hsv_torch.schedule import Schedule
-from hsv_torch.sharding import check_unsplit
+from hsv_torch.sharding import IN_A_LOOP, check_unsplit
 from hsv_torch.third_party._packages import required_package
 
 _pytorch = required_package("lightning.pytorch", "lightning")
@@ -84,7 +84,7 @@ class CompressionCallback(_pytorch.Callback):  # type: ignore[name-defined]
                 f"CompressionCallback needs one optimizer and automatic optimization, got {len(trainer.optimizers)} optimizers and "
                 f"automatic_optimization={pl_module.automatic_optimization}; use hsv_torch.InTrainingCompressor in your own training_step"
             )
-        check_unsplit(trainer.strategy.model, "this callback")
+        check_unsplit(trainer.strategy.model, "this callback cannot save and resume", IN_A_LOOP)
         options = dict(self.options)
         for name in ("schedule", "guard", "state", "calibration"):
             if callable(options.get(name)):

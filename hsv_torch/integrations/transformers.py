@@ -22,7 +22,7 @@ from hsv_torch.checkpoint import layer_sizes, load_checkpoint, resize_layers, sa
 from hsv_torch.history import History
 from hsv_torch.in_training import InTrainingCompressor
 from hsv_torch.schedule import Schedule
-from hsv_torch.sharding import check_unsplit
+from hsv_torch.sharding import IN_A_LOOP, check_unsplit
 from hsv_torch.third_party._packages import required_package
 
 _callbacks = required_package("transformers.trainer_callback", "transformers")
@@ -87,7 +87,7 @@ class CompressionCallback(_callbacks.TrainerCallback):  # type: ignore[name-defi
                     "cut alike"
                 )
             model = self.trainer.model_wrapped
-        check_unsplit(model, "this callback")
+        check_unsplit(model, "this callback cannot save and resume", IN_A_LOOP)
         options = dict(self.options)
         if "schedule" not in options:
             options["schedule"] = Schedule(total_steps=int(state.max_steps))

@@ -475,6 +475,7 @@ def refused(rank, size):
             state={"ema": model_split},
         ),
         compressor.step,
+        lambda: hsv_torch.compress_(model_split, 4),
     ):
         with pytest.raises(hsv.HsvError) as error:
             attempt()
@@ -485,11 +486,14 @@ def refused(rank, size):
 
 
 def test_what_is_refused(of_two):
-    for other_split, seconds, copies, micro_batches in of_two["refused"]:
+    for other_split, seconds, copies, micro_batches, at_once in of_two["refused"]:
         assert "'head.weight' is split over processes by something other than fully_shard" in other_split
         assert "a Budget in seconds measures copies" in seconds
         assert "'ema' is split over processes, and the model is not" in copies
         assert "between micro-batches" in micro_batches
+        assert at_once.startswith(
+            "the model's parameters are split over processes (fully_shard), which compress_ cannot cut: cut before"
+        )
 
 
 @pytest.mark.gpu
