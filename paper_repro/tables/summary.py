@@ -59,9 +59,9 @@ class RowFigures:
         return {seed: run.timing.with_earlier_runs for seed, run in self.runs.items()}
 
     def step_seconds(self) -> float | None:
-        """Return the mean over the seeds of the median seconds of a step with the last size; None where no step was taken."""
+        """Return the mean over the seeds of the median seconds of a step with the last size; None where no step was taken, or not by one clock of one machine."""
         values = [run.timing.step_after for run in self.runs.values() if run.config.steps]
-        return summarise(values).mean if values else None
+        return summarise(values).mean if values and self.device else None
 
 
 @dataclass(frozen=True)
