@@ -229,7 +229,7 @@ def test_adamw_carries_complex_moments_through_the_adapter():
     torch.manual_seed(0)
     net = torch.nn.Sequential(s5.S5(3, 10))
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
-    for step in range(3):
+    for step in range(2):  # as many as carried moments count for
         optimizer.zero_grad()
         net(sequences(seed=step)).square().mean().backward()
         optimizer.step()
