@@ -273,8 +273,21 @@ def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return dict(module.named_parameters())
 
 
-def _state(layer: nn.Module) -> tuple[dict[str, Any], dict[str, int], dict[str, Any]]:
-    """Values, identities of parameters, plain attributes."""
+class _Itself:
+    """An object that equals itself alone. It keeps the object alive: the number that `id` gives is given to another one afterwards."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def _state(layer: nn.Module) -> tuple[dict[str, Any], dict[str, _Itself], dict[str, Any]]:
+    """Values, parameters as objects, plain attributes."""
     values = {
         name: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
         for name, value in layer.state_dict().items()
@@ -286,11 +299,11 @@ def _state(layer: nn.Module) -> tuple[dict[str, Any], dict[str, int], dict[str, 
         for key, value in vars(module).items()
         if key not in containers and isinstance(value, bool | int | float | str | None)
     }
-    return values, {name: id(p) for name, p in _parameters(layer).items()}, attributes
+    return values, {name: _Itself(p) for name, p in _parameters(layer).items()}, attributes
 
 
 def _require_unchanged(
-    s: _Subject, layer: nn.Module, before: tuple[dict[str, Any], dict[str, int], dict[str, Any]], what: str
+    s: _Subject, layer: nn.Module, before: tuple[dict[str, Any], dict[str, _Itself], dict[str, Any]], what: str
 ) -> None:
     values, identities, attributes = _state(layer)
     s.require(
