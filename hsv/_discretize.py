@@ -26,7 +26,7 @@ from hsv._array import (
 )
 from hsv._cauchy import expm1
 from hsv._errors import DtypeError, HsvError, IllConditionedError, ShapeError
-from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, real_part
+from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, real_part, require_dense
 
 METHODS = ("zoh", "bilinear")
 
@@ -102,7 +102,7 @@ def discretize(sys: LinearSystem, dt: Any, method: str = "zoh") -> LinearSystem:
         if sys._conjugate_pairs:  # made of a complex system with half the states, and made so again
             return real_part(discretize(_upper_half(sys), _half_of(dt, sys), method))
         return _discretize_diagonal(sys, dt, method)
-    assert isinstance(sys, StateSpace)
+    sys = require_dense(sys)
     if _is_per_state(dt):
         raise ShapeError(
             "dt must be one number for a dense system: a step for each state makes sense in diagonal coordinates only"

@@ -26,7 +26,7 @@ from hsv._array import (
 )
 from hsv._cauchy import cauchy_factor, denominators, expm1
 from hsv._errors import DtypeError, HsvError, ShapeError, UnstableSystemError
-from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, stability_margin
+from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, require_dense, stability_margin
 
 
 def controllability_gramian(sys: LinearSystem, horizon: float | None = None) -> Array:
@@ -193,7 +193,7 @@ def cross_gramian(sys: LinearSystem) -> Array:
         return round_to(product / denominators(sys, conjugated=False), sys.B)
     from hsv._lyapunov import check_stable, solve_sylvester  # deferred: loads the compiled kernels
 
-    assert isinstance(sys, StateSpace)
+    sys = require_dense(sys)
     A = widen(sys.A)
     check_stable(to_host(sys.poles()), discrete=sys.is_discrete)
     if sys.is_discrete:
@@ -210,7 +210,7 @@ def factor(sys: LinearSystem) -> Array:
         return cauchy_factor(sys)
     from hsv._lyapunov import solve_lyapunov_factored  # deferred: loads the compiled kernels
 
-    assert isinstance(sys, StateSpace)
+    sys = require_dense(sys)
     return solve_lyapunov_factored(widen(sys.A), widen(sys.B), discrete=sys.is_discrete)
 
 
@@ -220,7 +220,7 @@ def dual(sys: LinearSystem) -> LinearSystem:
     if isinstance(sys, DiagonalStateSpace):
         log_poles = None if sys.log_poles is None else conjugate(sys.log_poles)
         return sys._rebuild(conjugate(sys.poles()), log_poles, B, C, D)
-    assert isinstance(sys, StateSpace)
+    sys = require_dense(sys)
     return StateSpace(conjugate_transpose(sys.A), B, C, D, dt=sys.dt)
 
 
@@ -291,7 +291,7 @@ def _finite_integral(sys: LinearSystem, seconds: float) -> Array:
         safe = xp.where(still, xp.ones_like(rate), rate)
         integral = xp.where(still, seconds * xp.ones_like(rate), expm1(safe * seconds) / safe)
         return round_to((B @ conjugate_transpose(B)) * integral, sys.B)
-    assert isinstance(sys, StateSpace)
+    sys = require_dense(sys)
     total = on_host(
         lambda A, B: _integral_by_doubling(A, B, seconds), widen(sys.A), widen(sys.B), reason="the matrix exponential"
     )

@@ -25,7 +25,7 @@ from hsv._errors import HsvError, ShapeError
 from hsv._gramians import check_horizon, controllability_gramian, factor, require_stable
 from hsv._hankel import hankel_singular_values
 from hsv._lyapunov import check_stable, schur_form
-from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, in_double_precision
+from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, in_double_precision, require_dense
 
 
 def h2_norm(sys: LinearSystem, horizon: float | None = None) -> Array:
@@ -434,7 +434,7 @@ class _Difference:
                     _DiagonalResponse(*(np.ascontiguousarray(x, dtype=np.complex128) for x in (poles, B, C)))
                 )
                 continue
-            assert isinstance(s, StateSpace)
+            s = require_dense(s)
             A = flat(s.A)
             A, B, C = (A.swapaxes(-1, -2), C.swapaxes(-1, -2), B.swapaxes(-1, -2)) if swap else (A, B, C)
             triangle, z = schur_form(A)

@@ -8,7 +8,7 @@ import scipy.linalg
 from hsv import _array
 from hsv._array import Array, namespace, on_host, round_to, to_host, widen
 from hsv._errors import IllConditionedError
-from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, stability_margin
+from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, require_dense, stability_margin
 
 
 def split_unstable(sys: LinearSystem) -> tuple[LinearSystem, LinearSystem]:
@@ -49,7 +49,7 @@ def split_unstable(sys: LinearSystem) -> tuple[LinearSystem, LinearSystem]:
     if isinstance(sys, DiagonalStateSpace):
         stable = to_host(stability_margin(sys) > 0)
         return _choose_states(sys, stable, sys.D), _choose_states(sys, ~stable, sys.D * 0)
-    assert isinstance(sys, StateSpace)
+    sys = require_dense(sys)
     parts = on_host(
         lambda A, B, C: _split_host(A, B, C, discrete=sys.is_discrete),
         *(widen(x) for x in (sys.A, sys.B, sys.C)),

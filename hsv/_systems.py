@@ -449,7 +449,7 @@ def diagonalize(sys: LinearSystem) -> tuple[DiagonalStateSpace, Array, Array]:
         complex_poles = sys.poles() if is_complex(sys.poles()) else to_complex(sys.poles(), xp.zeros_like(sys.poles()))
         vectors = broadcast_batch(eye(sys.n_states, complex_poles), (*sys.batch_shape, sys.n_states), 1)
         return sys, vectors, xp.ones_like(real(sys.poles()[..., 0]))
-    assert isinstance(sys, StateSpace)
+    sys = require_dense(sys)
     poles, V, B, C, condition = on_host(
         _diagonalize_host, *(widen(x) for x in (sys.A, sys.B, sys.C)), reason="the general eigenvalue problem"
     )
@@ -497,6 +497,15 @@ def _eigenvector_conditions(paired: bool, poles: np.ndarray, V: np.ndarray, cond
         raise HsvError(
             "the one-sided Jacobi iteration on the eigenvectors did not converge; look for entries of A of extreme sizes, and scale the states"
         )
+
+
+def require_dense(sys: LinearSystem) -> StateSpace:
+    """Return `sys` where its matrices are dense arrays; raise where a large sparse system came to a method that has no path for one."""
+    if not isinstance(sys, StateSpace):
+        raise DtypeError(
+            f"a StateSpace or a DiagonalStateSpace is needed here, got a {type(sys).__name__}; pass sys.to_dense(), or reduce it with hsv.balanced_truncation first"
+        )
+    return sys
 
 
 def in_double_precision(sys: LinearSystem) -> LinearSystem:

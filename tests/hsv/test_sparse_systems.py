@@ -147,3 +147,19 @@ def test_frequencies_have_one_axis():
     sys = sparse_system(*heat_in_a_square(3))
     with pytest.raises(hsv.ShapeError, match=r"shape \(k,\)"):
         sys.frequency_response(np.ones((2, 2)))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        hsv.h2_norm, hsv.hinf_norm, hsv.diagonalize, hsv.split_unstable, hsv.controllability_gramian, hsv.observability_gramian, hsv.observability_factor,
+        hsv.cross_gramian, hsv.mode_gains, lambda sys: hsv.modal_truncation(sys, 1), lambda sys: hsv.reduce_stable_part(sys, 1),
+        lambda sys: hsv.discretize(sys, 0.1, "bilinear"), lambda sys: hsv.hinf_error(sys, hsv.balanced_truncation(sys, 1).system),
+    ],
+)  # fmt: skip
+def test_methods_for_dense_systems_say_what_to_do(function):
+    sys = hsv.SparseStateSpace(sp.diags_array([-1.0, -2.0, -3.0]), np.ones((3, 1)), np.ones((1, 3)), dt=0)
+    with pytest.raises(
+        hsv.DtypeError, match=r"is needed here, got a SparseStateSpace; pass sys.to_dense\(\), or reduce it"
+    ):
+        function(sys)
