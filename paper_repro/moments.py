@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,7 @@ from torch import nn
 import hsv
 import hsv_torch
 from paper_repro.batches import ShuffledBatches
-from paper_repro.errors import ResultError
-from paper_repro.results import write_atomically
+from paper_repro.results import read_measurements, write_measurements
 from paper_repro.sequences import Dataset
 from paper_repro.statistics import paired_difference, summarise
 from paper_repro.tasks import load_dataset
@@ -174,24 +172,12 @@ def _mean(values: Sequence[float]) -> float:
 
 def write_results(results: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any], path: Path) -> None:
     """Write the measurements with where they come from as JSON, a line a measurement."""
-    lines = ",\n".join("  " + json.dumps(result) for result in results)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = f'{{\n "provenance": {json.dumps(provenance)},\n "measurements": [\n{lines}\n ]\n}}\n'
-    write_atomically(text.encode(), path)
+    write_measurements(results, "measurements", provenance, path)
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """Return the measurements of the file.
-
-    Raises
-    ------
-    ResultError
-        If it is no such file.
-    """
-    try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["measurements"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ResultError(f"{path} has no measurements of moments: {error}") from error
+    """Return the measurements of the file; :class:`ResultError` if it is no such file."""
+    return read_measurements(path, "measurements", "measurements of moments")
 
 
 def moments_table(results: Sequence[Mapping[str, Any]]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +11,7 @@ import numpy as np
 import torch
 
 from paper_repro.configuration import RunConfig, make_config, read_preset
-from paper_repro.errors import ResultError
-from paper_repro.results import write_atomically
+from paper_repro.results import read_measurements, write_measurements
 from paper_repro.tasks import load_dataset
 from paper_repro.training import Training, warm_up
 
@@ -107,23 +105,12 @@ def _line(
 
 def write_results(lines: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any], path: Path) -> None:
     """Write the measurements with where they come from as JSON, a line a way."""
-    text = ",\n".join("  " + json.dumps(line) for line in lines)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(f'{{\n "provenance": {json.dumps(provenance)},\n "steps": [\n{text}\n ]\n}}\n'.encode(), path)
+    write_measurements(lines, "steps", provenance, path)
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """Return the measurements of the file.
-
-    Raises
-    ------
-    ResultError
-        If it is no such file.
-    """
-    try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["steps"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ResultError(f"{path} has no times of penalised steps: {error}") from error
+    """Return the measurements of the file; :class:`ResultError` if it is no such file."""
+    return read_measurements(path, "steps", "times of penalised steps")
 
 
 def times_table(lines: Sequence[Mapping[str, Any]]) -> str:

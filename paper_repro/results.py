@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -204,3 +205,25 @@ def write_atomically(content: bytes, path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def write_measurements(
+    lines: Sequence[Mapping[str, Any]], name: str, provenance: Mapping[str, Any], path: Path
+) -> None:
+    """Write what one study measured as JSON, where it comes from first, then the list called `name` with a line a measurement."""
+    text = ",\n".join("  " + json.dumps(line) for line in lines)
+    write_atomically(f'{{\n "provenance": {json.dumps(provenance)},\n "{name}": [\n{text}\n ]\n}}\n'.encode(), path)
+
+
+def read_measurements(path: Path, name: str, what: str) -> list[dict[str, Any]]:
+    """Return the list called `name` that :func:`write_measurements` wrote.
+
+    Raises
+    ------
+    ResultError
+        If it is no such file; `what` says in the message what was looked for.
+    """
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))[name])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ResultError(f"{path} has no {what}: {error}") from error
