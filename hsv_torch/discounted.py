@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import hsv
-from hsv_torch.criteria import ComplexHankel, DiagonalCriterion, DiagonalCut
+from hsv_torch.criteria import ComplexHankel, DiagonalCriterion
+from hsv_torch.diagonal_cut import DiagonalCut
 
 LONGEST_LIFE = 2.0
 """Times the time constant of the slowest old state: balanced truncation alone makes slower poles now and then, hardly ever more than twice as slow."""

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 import hsv
-from hsv_torch.criteria import DiagonalCriterion, DiagonalCut, diagonal_cut, nothing_to_keep, to_host
+from hsv_torch._diagonal_form import nothing_to_keep
+from hsv_torch.criteria import DiagonalCriterion
+from hsv_torch.diagonal_cut import DiagonalCut, diagonal_cut, to_host
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,9 @@ import torch
 from torch import Tensor
 
 import hsv
-from hsv_torch.criteria import (
-    DiagonalCriterion,
-    DiagonalCut,
-    WidelyLinearMap,
-    nothing_to_keep,
-    to_host,
-    truncated,
-    whole_cut,
-)
+from hsv_torch._diagonal_form import nothing_to_keep, truncated, whole_cut
+from hsv_torch.criteria import DiagonalCriterion
+from hsv_torch.diagonal_cut import DiagonalCut, WidelyLinearMap, to_host
 
 ModeScore = Literal["last", "aire", "hankel", "magnitude", "random"]
 ScoreFunction: TypeAlias = Callable[[hsv.DiagonalStateSpace], Tensor]

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 import hsv
 from hsv_torch._errors import CutRefusedError
-from hsv_torch.criteria import DiagonalCut
+from hsv_torch.diagonal_cut import DiagonalCut
 
 
 class Discretization(abc.ABC):

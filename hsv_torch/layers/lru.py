@@ -11,7 +11,8 @@ from typing_extensions import override
 import hsv
 from hsv import ShapeError
 from hsv_torch.adapters import Cut, LayerAdapter, Observation, Replaced, put_parameters, register_adapter
-from hsv_torch.criteria import Criterion, DiagonalCriterion, DiagonalCut
+from hsv_torch.criteria import Criterion, DiagonalCriterion
+from hsv_torch.diagonal_cut import DiagonalCut
 from hsv_torch.layers._checks import (
     COMPLEX,
     check_choice,

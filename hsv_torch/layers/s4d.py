@@ -12,13 +12,8 @@ import hsv
 from hsv import ShapeError
 from hsv_torch._errors import CutRefusedError
 from hsv_torch.adapters import Cut, LayerAdapter, Observation, Replaced, put_parameters, register_adapter
-from hsv_torch.criteria import (
-    ComplexHankel,
-    Criterion,
-    DiagonalCriterion,
-    DiagonalCut,
-    RealPoles,
-)
+from hsv_torch.criteria import ComplexHankel, Criterion, DiagonalCriterion, RealPoles
+from hsv_torch.diagonal_cut import DiagonalCut
 from hsv_torch.layers._checks import (
     COMPLEX,
     check_choice,

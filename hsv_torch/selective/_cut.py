@@ -22,7 +22,8 @@ from torch import Tensor
 import hsv
 from hsv_torch._errors import CutRefusedError
 from hsv_torch.adapters import Replaced, put_parameters
-from hsv_torch.criteria import Criterion, WidelyLinearMap
+from hsv_torch.criteria import Criterion
+from hsv_torch.diagonal_cut import WidelyLinearMap
 from hsv_torch.selective._observation import Needs, SelectiveObservation
 from hsv_torch.selective._view import SelectiveView
 

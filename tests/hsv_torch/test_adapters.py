@@ -245,7 +245,7 @@ def test_widely_linear_pull_back_is_the_transpose():
     """<g, f(z)> = <pull_back(g), z> in the real inner product, and the squared one is that of the squared Jacobian."""
     draw = torch.Generator().manual_seed(0)
     M1, M2 = (torch.randn(5, 3, dtype=torch.complex128, generator=draw) for _ in range(2))
-    f = hsv_torch.criteria.WidelyLinearMap(M1, M2)
+    f = hsv_torch.diagonal_cut.WidelyLinearMap(M1, M2)
     z = torch.randn(3, 1, dtype=torch.complex128, generator=draw)
     g = torch.randn(5, 1, dtype=torch.complex128, generator=draw)
 

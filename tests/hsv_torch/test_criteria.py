@@ -6,7 +6,8 @@ import torch
 
 import hsv
 from hsv_torch import ComplexHankel, CutRefusedError, RealHankel, RealPoles, SymmetricHankel
-from hsv_torch.criteria import WidelyLinearMap, _diagonalize, _diagonalize_here, _fit_into, _slots, truncated
+from hsv_torch._diagonal_form import _diagonalize_here, diagonalize, fit_into, slots_needed, truncated
+from hsv_torch.diagonal_cut import WidelyLinearMap
 
 READINGS = pytest.mark.parametrize("criterion", [ComplexHankel(), RealHankel()], ids=lambda c: type(c).__name__)
 
@@ -91,14 +92,14 @@ def test_fitting_into_slots_finds_the_largest_order_of_each_system():
     real = hsv.real_part(systems(8, n=7, m=1, p=1, seed=3))
     for slots in (2, 4, 6):
         red = truncated(real, hsv.Order(2 * slots))
-        found = _fit_into(red, slots)
+        found = fit_into(red, slots)
         for i in range(8):
             for order in range(int(red.orders[i]), 0, -1):
                 poles = np.linalg.eigvals(red.system.A[i, :order, :order].numpy())
                 if np.sum(poles.imag >= 0) <= slots:
                     break
             assert int(found.orders[i]) == order
-            assert int(_slots(red.system.A[i], torch.tensor(order))) == np.sum(poles.imag >= 0)
+            assert int(slots_needed(red.system.A[i], torch.tensor(order))) == np.sum(poles.imag >= 0)
             lost = 2 * float(red.hankel_singular_values[i, order:].sum())
             assert float(found.error_bound[i]) == pytest.approx(lost, rel=1e-6, abs=1e-9)
 
@@ -237,7 +238,7 @@ def test_the_eigenvectors_of_large_systems_are_those_of_the_control_library(dtyp
     n = 40
     A = draw(2, n, n, dtype=dtype) / 3
     system = hsv.StateSpace(A, draw(2, n, 3, seed=1, dtype=dtype), draw(2, 2, n, seed=2, dtype=dtype), dt=True)
-    found, condition = _diagonalize(system)
+    found, condition = diagonalize(system)
     expected, vectors, expected_condition = hsv.diagonalize(system)
     assert found[0].B.dtype == torch.complex128  # rounded when the layer takes it
     tolerance = 1e-9 if dtype != torch.complex64 else 1e-3

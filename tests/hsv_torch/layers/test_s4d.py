@@ -12,7 +12,7 @@ import torch
 import hsv
 import hsv_torch
 from hsv_torch import ComplexHankel, RealHankel, RealPoles, SymmetricHankel
-from hsv_torch.criteria import _diagonalize
+from hsv_torch._diagonal_form import diagonalize
 from hsv_torch.layers.s4d import S4D, convolve_channels, impulse_responses, initial_poles
 from tests.tolerances import tolerance
 
@@ -602,7 +602,7 @@ def test_channels_give_back_states_that_only_harm_them():
 
 def test_a_defective_state_matrix_has_an_infinite_condition():
     blocks = torch.tensor([[[0.5, 0.0], [0.0, 0.2]], [[0.5, 1.0], [0.0, 0.5]]], dtype=torch.float64)
-    result, condition = _diagonalize(hsv.StateSpace(blocks, torch.ones(2, 1), torch.ones(1, 2), dt=True))
+    result, condition = diagonalize(hsv.StateSpace(blocks, torch.ones(2, 1), torch.ones(1, 2), dt=True))
     assert result is None
     assert float(condition[0]) == pytest.approx(1.0)
     assert float(condition[1]) > 1e15
