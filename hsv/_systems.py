@@ -30,6 +30,7 @@ from hsv._array import (
 )
 from hsv._errors import DtypeError, HsvError, IllConditionedError, ShapeError
 from hsv._kernels import _threads
+from hsv._large_systems import LargeSystem
 from hsv._text import system_html
 
 _SMALL = (
@@ -499,12 +500,44 @@ def _eigenvector_conditions(paired: bool, poles: np.ndarray, V: np.ndarray, cond
         )
 
 
+_CONVERTERS = {"control": "from_control", "scipy.signal": "from_scipy", "pymor": "from_pymor"}
+
+
+def require_system(sys: object, *also: type, name: str = "sys") -> None:
+    """Raise unless `sys` is a :class:`StateSpace`, a :class:`DiagonalStateSpace` or of one of the other types given: the first line of what takes a system.
+
+    ``require_system(sys, LargeSystem)`` lets sparse systems and low-rank Gramians pass.
+    """
+    if isinstance(sys, (StateSpace, DiagonalStateSpace)) or (also and isinstance(sys, also)):
+        return
+    kinds = ", a SparseStateSpace or LowRankGramians" if LargeSystem in also else ""
+    raise DtypeError(
+        f"{name} must be a StateSpace{',' if kinds else ' or'} a DiagonalStateSpace{kinds} of hsv, {_found_instead(sys, name)}"
+    )
+
+
+def _found_instead(sys: object, name: str) -> str:
+    """What stands where a system should, and how a system is made of it."""
+    if sys is None:
+        return "got None; make a system of its matrices: hsv.StateSpace(A, B, C, D, dt=...)"
+    kind = type(sys)
+    package = kind.__module__.split(".")[0]
+    found = f"got a {kind.__name__}" + ("" if package in ("builtins", "hsv") else f" of {package}")
+    for prefix, convert in _CONVERTERS.items():
+        if f"{kind.__module__}.".startswith(f"{prefix}."):
+            return f"{found}; convert it first: hsv.{convert}({name})"
+    if isinstance(sys, (LinearSystem, LargeSystem)):
+        own = name if isinstance(sys, LinearSystem) else f"{name}.system"
+        return f"{found}, for which this method has no path; pass {own}.to_dense(), or reduce it with hsv.balanced_truncation first"
+    if package == "hsv" and isinstance(getattr(sys, "system", None), LinearSystem):
+        return f"{found}; pass {name}.system"
+    return f"{found}; make a system of its matrices: hsv.StateSpace(A, B, C, D, dt=...)"
+
+
 def require_dense(sys: LinearSystem) -> StateSpace:
     """Return `sys` where its matrices are dense arrays; raise where a large sparse system came to a method that has no path for one."""
     if not isinstance(sys, StateSpace):
-        raise DtypeError(
-            f"a StateSpace or a DiagonalStateSpace is needed here, got a {type(sys).__name__}; pass sys.to_dense(), or reduce it with hsv.balanced_truncation first"
-        )
+        raise DtypeError(f"sys must be a StateSpace or a DiagonalStateSpace of hsv, {_found_instead(sys, 'sys')}")
     return sys
 
 

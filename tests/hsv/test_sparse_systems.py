@@ -160,6 +160,7 @@ def test_frequencies_have_one_axis():
 def test_methods_for_dense_systems_say_what_to_do(function):
     sys = hsv.SparseStateSpace(sp.diags_array([-1.0, -2.0, -3.0]), np.ones((3, 1)), np.ones((1, 3)), dt=0)
     with pytest.raises(
-        hsv.DtypeError, match=r"is needed here, got a SparseStateSpace; pass sys.to_dense\(\), or reduce it"
+        hsv.DtypeError,
+        match=r"got a SparseStateSpace, for which this method has no path; pass sys.to_dense\(\), or reduce it",
     ):
         function(sys)

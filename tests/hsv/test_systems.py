@@ -3,10 +3,14 @@ import pickle
 import numba
 import numpy as np
 import pytest
+import scipy.signal
+import scipy.sparse
 import torch
 
 import hsv
 from hsv._kernels import _small_systems
+from hsv._large_systems import LargeSystem
+from hsv._systems import require_system
 from tests.tolerances import tolerance
 
 
@@ -305,3 +309,39 @@ def test_time_must_fit_the_question(rng):
         random_system(rng).frequency_response(0.3)
     with pytest.raises(hsv.HsvError, match="log_poles describe a discrete system"):
         hsv.DiagonalStateSpace.from_log_poles([-1.0], ONE, ONE, dt=0)
+
+
+def foreign_systems():
+    one = ([[-1.0]], [[1.0]], [[1.0]], [[0.0]])
+    sparse = hsv.SparseStateSpace(scipy.sparse.diags_array([-1.0, -2.0]), [[1.0], [1.0]], [[1.0, 1.0]], dt=0)
+    reduction = hsv.balanced_truncation(hsv.StateSpace(*one, dt=0), 1)
+    return {
+        "got None; make a system of its matrices": None,
+        r"got a ndarray of numpy; make a system of its matrices: hsv\.StateSpace": np.eye(2),
+        "got a tuple; make": one,
+        r"of scipy; convert it first: hsv\.from_scipy\(sys\)": scipy.signal.StateSpace(*one),
+        "got a coo_array of scipy; make": scipy.sparse.coo_array(np.eye(2)),
+        r"got a SparseStateSpace, for which .* pass sys\.to_dense\(\)": sparse,
+        r"got a LowRankGramians, for which .* pass sys\.system\.to_dense\(\)": hsv.low_rank_gramians(sparse),
+        r"got a Reduction; pass sys\.system": reduction,
+    }
+
+
+def test_what_is_no_system_is_named_with_the_way_to_make_it_one():
+    for message, wrong in foreign_systems().items():
+        with pytest.raises(hsv.DtypeError, match=message):
+            require_system(wrong)
+    with pytest.raises(hsv.DtypeError, match=r"input_weight must be .*from_scipy\(input_weight\)"):
+        require_system(scipy.signal.StateSpace([[-1.0]], [[1.0]], [[1.0]], [[0.0]]), name="input_weight")
+    require_system(foreign_systems()[r"got a SparseStateSpace, for which .* pass sys\.to_dense\(\)"], LargeSystem)
+
+
+@pytest.mark.parametrize(
+    ("module", "converter"), [("control.statesp", "from_control"), ("pymor.models.iosys", "from_pymor")]
+)
+def test_the_packages_that_are_converted_are_known_by_the_module(module, converter):
+    wrong = type("StateSpace", (), {"__module__": module})()
+    with pytest.raises(
+        hsv.DtypeError, match=rf"got a StateSpace of {module.split('.')[0]}; convert it first: hsv\.{converter}\(sys\)"
+    ):
+        require_system(wrong)
