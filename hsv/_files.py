@@ -28,6 +28,7 @@ _MAT5_MATRIX, _MAT5_COMPRESSED = 14, 15
 _MAT5_TOP = frozenset({_MAT5_MATRIX, _MAT5_COMPRESSED})
 _MAT5_NUMBERS = frozenset({1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 16, 17, 18})
 _MAT5_SPARSE, _MAT5_PLAIN_CLASSES = 5, range(4, 16)
+_MAT5_DTYPES = {"double": np.float64, "single": np.float32, "logical": np.bool_}
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -421,10 +422,22 @@ def _read_mat(path: Path, dt: float | bool | None) -> Model:
         content = path.read_bytes()
         with _parsing(path, ".mat of version 5"):
             _check_mat5(content)
-            # mat_dtype: logical variables come as booleans, and doubles that were stored as integers as doubles
-            variables = scipy.io.loadmat(io.BytesIO(content), mat_dtype=True)
+            classes = {name: kind for name, _, kind in scipy.io.whosmat(io.BytesIO(content))}
+            stored = scipy.io.loadmat(io.BytesIO(content))
+            variables = {name: _in_class(value, classes.get(name, "")) for name, value in stored.items()}
     with _parsing(path, ".mat"):
         return _from_variables(path, {k: v for k, v in variables.items() if not k.startswith("__")}, dt)
+
+
+def _in_class(value: Any, matlab_class: str) -> Any:
+    """Numbers in the class that they have in MATLAB, which stores whole numbers as small integers.
+
+    Not by ``mat_dtype=True`` of SciPy: that drops imaginary parts.
+    """
+    kind = _MAT5_DTYPES.get(matlab_class)
+    if kind is None or not isinstance(value, np.ndarray):
+        return value
+    return value.astype(np.result_type(kind, np.complex64) if np.iscomplexobj(value) else kind)
 
 
 def _check_mat5(content: bytes) -> None:

@@ -69,6 +69,14 @@ def fail(status, *arguments):
     return line
 
 
+def test_info_of_a_complex_mat_file_has_both_parts(tmp_path):
+    path = tmp_path / "complex.mat"
+    hsv.save(hsv.StateSpace([[-1.0 + 2j]], [[1.0]], [[1j]], dt=0), path)
+    facts = as_json("info", path)
+    assert facts["dtype"] == "complex128"
+    assert facts["poles_near_boundary"] == [{"real": -1.0, "imag": 2.0, "margin": 1.0}]
+
+
 def test_info_for_machines_has_every_digit(model, power):
     facts = as_json("info", model)
     sizes = {"states": 7, "inputs": 2, "outputs": 3, "dt": 0, "matrix": "dense", "dtype": "float64", "stable": True}

@@ -117,6 +117,21 @@ def test_mat_has_the_usual_variables(dt, stored, tmp_path):
     assert_same(hsv.load(path), one_state(dt))
 
 
+@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+def test_mat_keeps_imaginary_parts_and_precision(dtype, tmp_path):
+    """With its ``mat_dtype=True`` SciPy reads the real parts alone."""
+    path = tmp_path / "model.mat"
+    A, B, C, D = (np.array(x, dtype) for x in ([[0.5j]], [[1 + 2j]], [[3.25 - 1j]], [[-2j]]))
+    sys = hsv.StateSpace(A, B, C, D, dt=0.5)
+    hsv.save(sys, path)
+    assert_same(hsv.load(path), sys)
+    whole = {"A": np.array([[-2]], np.float32), "B": [[1.0]], "C": np.array([[3.0]], np.float32)}  # stored as integers
+    scipy.io.savemat(path, {"Ts": 0.0, **whole, "B": np.array([[1]], np.float32)})
+    assert hsv.load(path).A.dtype == np.float32
+    scipy.io.savemat(path, {"Ts": 0.0, **whole, "A": scipy.sparse.csc_matrix([[-2 + 1j]])})
+    assert hsv.load(path).poles() == [-2 + 1j]
+
+
 def test_mat_of_others(tmp_path):
     """Sparse and integer matrices, no D, an identity E, either name of the time base."""
     path = tmp_path / "model.mat"
