@@ -14,7 +14,7 @@ from hsv._large_systems import Bases, LargeSystem
 from hsv._low_rank import low_rank_gramians
 from hsv._order import Rule
 from hsv._pencils import OperatorPencil, Pencil, SparsePencil, StateOperator
-from hsv._systems import LinearSystem, StateSpace, _check_dt, _check_maps, _contour, check_parallel
+from hsv._systems import LinearSystem, StateSpace, _check_dt, _check_maps, _contour, check_parallel, infinite_response
 
 _MOST_STATES = 5000  # a dense matrix of 200 MB
 
@@ -170,16 +170,16 @@ class SparseStateSpace(LinearSystem, LargeSystem):
         IllConditionedError
             A pole lies on a frequency.
         """
-        points = _contour(self, w)
+        w, points = _contour(self, w)
         if points.ndim != 1:
             raise ShapeError(f"w must have shape (k,) for a sparse system, got {points.shape}")
         B, C = widen(self.B), widen(self.C)
         response = np.empty((len(points), self.n_outputs, self.n_inputs), dtype=np.complex128)
-        for value, point in zip(response, points, strict=True):
+        for k, (value, point) in enumerate(zip(response, points, strict=True)):
             try:
                 solves = self._pencil.shifted(-complex(point))
             except IllConditionedError as error:
-                raise IllConditionedError(f"the frequency response is infinite: a pole lies at {point:.6g}") from error
+                raise infinite_response(self, w, points, (k,)) from error
             if self.n_inputs <= self.n_outputs:
                 value[:] = -(C @ solves.solve(B))
             else:

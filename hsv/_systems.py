@@ -213,13 +213,28 @@ class StateSpace(LinearSystem):
         -------
         array
             Shape ``(..., k, p, m)``, complex. One linear solve a frequency: ``O(k n^3)``.
+
+        Raises
+        ------
+        IllConditionedError
+            A pole lies on a frequency, where the response is infinite.
         """
         xp = namespace(self.A)
-        z = _contour(self, w)[..., None, None]  # (..., k, 1, 1)
+        w, z = _contour(self, w)
         A, B, C, D = (xp.astype(widen(x), xp.complex128)[..., None, :, :] for x in (self.A, self.B, self.C, self.D))
-        B = broadcast_batch(B, tuple(np.broadcast_shapes(z.shape[:-2], B.shape[:-2])), 2)
-        response = C @ xp.linalg.solve(z * eye(self.n_states, A) - A, B) + D
-        return round_to(response, self.A)
+        B = broadcast_batch(B, tuple(np.broadcast_shapes(z.shape, B.shape[:-2])), 2)
+        resolvent = z[..., None, None] * eye(self.n_states, A) - A  # (..., k, n, n), to be inverted
+        try:
+            states = xp.linalg.solve(resolvent, B)
+        except (np.linalg.LinAlgError, RuntimeError) as error:
+            if "LinAlgError" not in type(error).__name__:  # torch's is a RuntimeError
+                raise
+            raise infinite_response(self, w, z, _most_singular(resolvent)[0]) from error
+        if not bool(xp.all(xp.isfinite(states))):  # CuPy raises nothing
+            where, distance = _most_singular(resolvent)
+            if distance <= self.n_states * np.finfo(np.float64).eps:
+                raise infinite_response(self, w, z, where)
+        return round_to(C @ states + D, self.A)
 
     def impulse_response(self, n_steps: int) -> Array:
         """Return ``D, C B, C A B, C A^2 B, ...``, shape ``(..., n_steps, p, m)``; by doubling, ``O(n^3 log n_steps)`` + the products."""
@@ -342,12 +357,16 @@ class DiagonalStateSpace(LinearSystem):
     def frequency_response(self, w: Any) -> Array:
         """Return the transfer function on the unit circle or the imaginary axis, shape ``(..., k, p, m)``; see :meth:`StateSpace.frequency_response`.
 
-        ``O(k n m p)``: a product, no linear solve.
+        ``O(k n m p)``: a product, no linear solve. At a pole it raises :class:`IllConditionedError`, too.
         """
         xp = namespace(self.B)
-        z = _contour(self, w)  # (..., k)
+        w, z = _contour(self, w)
         poles, B, C, D = (xp.astype(widen(x), xp.complex128) for x in (self._poles, self.B, self.C, self.D))
-        resolvent = 1.0 / (z[..., :, None] - poles[..., None, :])  # (..., k, n)
+        distance = z[..., :, None] - poles[..., None, :]  # (..., k, n)
+        on_a_pole = distance == 0
+        if bool(xp.any(on_a_pole)):
+            raise infinite_response(self, w, z, tuple(np.argwhere(to_host(on_a_pole))[0][:-1]))
+        resolvent = 1.0 / distance
         response = (C[..., None, :, :] * resolvent[..., :, None, :]) @ B[..., None, :, :] + D[..., None, :, :]
         return round_to(response, xp.astype(self.B, xp.complex64) if dtype_name(self.B) == "float32" else self.B)
 
@@ -604,8 +623,8 @@ def _same_dtype(a: Array, b: Array) -> list[Array]:
     return as_arrays(("left", "right"), (a, b))
 
 
-def _contour(sys: LinearSystem, w: Any) -> Array:
-    """``exp(i w dt)`` in discrete time, ``i w`` in continuous time, in double precision."""
+def _contour(sys: LinearSystem, w: Any) -> tuple[Array, Array]:
+    """The frequencies ``w``, and ``exp(i w dt)`` in discrete time, ``i w`` in continuous time; in double precision."""
     xp = namespace(sys.B)
     if is_array(w) and not isinstance(w, type(sys.B)):  # frequencies are mostly NumPy's, whatever the system's library
         w = to_host(w)[...].tolist()
@@ -617,8 +636,26 @@ def _contour(sys: LinearSystem, w: Any) -> Array:
     if w.ndim == 0:
         raise ShapeError("w must have shape (k,), got a single number; pass [w]")
     if not sys.is_discrete:
-        return to_complex(xp.zeros_like(w), w)
-    return to_complex(xp.cos(w * sys.step), xp.sin(w * sys.step))
+        return w, to_complex(xp.zeros_like(w), w)
+    return w, to_complex(xp.cos(w * sys.step), xp.sin(w * sys.step))
+
+
+def infinite_response(sys: LinearSystem, w: Array, z: Array, index: tuple[int, ...]) -> IllConditionedError:
+    """The error of a frequency response at a pole: system and frequency `index`, ``(..., k)``."""
+    shape = np.broadcast_shapes((*sys.batch_shape, 1), tuple(w.shape))
+    frequency, point = (np.broadcast_to(to_host(x), shape)[index] for x in (w, z))
+    system = f" of system {tuple(int(i) for i in index[:-1])}" if sys.batch_shape else ""
+    return IllConditionedError(
+        f"the frequency response{system} is infinite at w={frequency:.6g}: a pole lies at {point:.6g}; leave this frequency out"
+    )
+
+
+def _most_singular(matrices: Array) -> tuple[tuple[int, ...], float]:
+    """The index of the matrix nearest to a singular one, relatively, and how near it is."""
+    values = np.linalg.svd(to_host(matrices), compute_uv=False)
+    distance = values[..., -1] / np.where(values[..., 0] > 0, values[..., 0], 1.0)
+    index = np.unravel_index(int(np.argmin(distance)), distance.shape)
+    return tuple(int(i) for i in index), float(distance[index])
 
 
 def _check_dt(dt: float | bool) -> float | bool:

@@ -1,5 +1,6 @@
 import pickle
 
+import array_api_strict
 import numba
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import scipy.sparse
 import torch
 
 import hsv
+from hsv import _array
 from hsv._kernels import _small_systems
 from hsv._large_systems import LargeSystem
 from hsv._systems import require_system
@@ -74,6 +76,44 @@ def test_frequency_response_solves_the_resolvent(make, dt, rng):
             z = np.exp(1j * frequency * float(dt)) if dt else 1j * frequency
             expected = dense.C[b] @ np.linalg.inv(z * np.eye(5) - dense.A[b]) @ dense.B[b] + dense.D[b]
             np.testing.assert_allclose(response[b, k], expected, rtol=tolerance(float), atol=tolerance(float))
+
+
+def make_integrators(kind, library):
+    """Two systems with two states, the second of which has a pole at 0."""
+    poles, B, C = np.array([[-1.0, -2.0], [-1.0, 0.0]]), np.ones((2, 1)), np.ones((1, 2))
+    if kind == "sparse":
+        return hsv.SparseStateSpace(scipy.sparse.diags_array(poles[1]), B, C, dt=0)
+    A = poles if kind == "diagonal" else poles[..., None] * np.eye(2)
+    make = hsv.DiagonalStateSpace if kind == "diagonal" else hsv.StateSpace
+    return make(*(library(x) for x in (A, B, C)), dt=0)
+
+
+@pytest.mark.parametrize("library", [np.asarray, torch.as_tensor, array_api_strict.asarray])
+@pytest.mark.parametrize("kind", ["dense", "diagonal", "sparse"])
+def test_frequency_response_at_a_pole_names_the_frequency(kind, library):
+    sys = make_integrators(kind, library)
+    which = "" if kind == "sparse" else r" of system \(1,\)"
+    message = rf"frequency response{which} is infinite at w=0: a pole lies at 0\+0j; leave this"
+    with pytest.raises(hsv.IllConditionedError, match=message):
+        sys.frequency_response([1.0, 0.0, 2.0])
+    assert np.isfinite(_array.to_host(sys.frequency_response([1.0, 1e-300]))).all()
+    discrete = hsv.DiagonalStateSpace(
+        library(np.array([1.0 + 0j])), library(np.ones((1, 1))), library(np.ones((1, 1))), dt=0.1
+    )
+    for one in (discrete, discrete.to_dense()):
+        with pytest.raises(hsv.IllConditionedError, match=r"response is infinite at w=0: a pole lies at 1\+0j"):
+            one.frequency_response(np.array([0.5, 0.0]))
+
+
+def test_frequency_response_at_a_pole_where_the_solver_raises_nothing(monkeypatch):
+    """As CuPy's, which returns NaN."""
+
+    def solve(a, b):
+        return np.full(np.broadcast_shapes(a.shape[:-2], b.shape[:-2]) + b.shape[-2:], np.nan)
+
+    monkeypatch.setattr(_array._NUMPY.linalg, "solve", solve)
+    with pytest.raises(hsv.IllConditionedError, match=r"of system \(1,\) is infinite at w=0"):
+        make_integrators("dense", np.asarray).frequency_response([1.0, 0.0])
 
 
 def test_impulse_and_frequency_response_are_a_fourier_pair(rng):
