@@ -129,12 +129,17 @@ class RunResult(Record):
 
 
 def append_result(directory: Path, result: RunResult) -> None:
-    """Add `result` to the results of `directory`, in one write under a lock, so that parallel runs, on other machines too, do not mix their lines."""
+    """Add `result` to the results of `directory`, in one write under a lock, so that parallel runs, on other machines too, do not mix their lines.
+
+    Where the last line is only half there, for a disk was full or a process stopped, the result gets a line of its own below it.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     line = (result.model_dump_json() + "\n").encode()
-    descriptor = os.open(directory / RESULTS_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = os.open(directory / RESULTS_FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         _lock(descriptor)
+        if not _ends_with_a_line(descriptor):
+            line = b"\n" + line
         written = os.write(descriptor, line)
         os.fsync(descriptor)
     finally:
@@ -151,13 +156,21 @@ def _lock(descriptor: int) -> None:
         fcntl.lockf(descriptor, fcntl.LOCK_EX)
 
 
+def _ends_with_a_line(descriptor: int) -> bool:
+    """Say whether the file is empty or its last byte ends a line."""
+    if os.lseek(descriptor, 0, os.SEEK_END) == 0:
+        return True
+    os.lseek(descriptor, -1, os.SEEK_END)
+    return os.read(descriptor, 1) == b"\n"
+
+
 def read_results(directory: Path) -> list[RunResult]:
     """Return the results of `directory`, each run once: the latest line of its id.
 
     Raises
     ------
     ResultError
-        If a line is not a result.
+        If a line is half-written, or not a result.
     """
     return read_lines(directory / RESULTS_FILE)
 
@@ -168,19 +181,24 @@ def read_lines(path: Path, *, only: str | None = None) -> list[RunResult]:
     Raises
     ------
     ResultError
-        If a line is not a result.
+        If a line is half-written, or not a result.
     """
     if not path.is_file():
         return []
-    wanted = None if only is None else json.dumps(only)
+    wanted = None if only is None else json.dumps(only).encode()
     latest: dict[str, RunResult] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    lines = path.read_bytes().split(b"\n")  # bytes: half a line may be half a character
+    for number, line in enumerate(lines, start=1):
         if not line.strip() or (wanted is not None and wanted not in line):  # to look is much faster than to parse
             continue
         try:
             result = RunResult.model_validate_json(line)
         except pydantic.ValidationError as error:
             fault = error.errors()[0]
+            if fault["type"] == "json_invalid":
+                raise ResultError(
+                    f"{path}, line {number} is damaged or half-written (a stopped disk or process?); remove the line and repeat the command"
+                ) from error
             place = ".".join(str(part) for part in fault["loc"])
             raise ResultError(
                 f"{path}, line {number}: not a result of this version ({place}: {fault['msg']})"

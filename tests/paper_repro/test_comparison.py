@@ -3,7 +3,16 @@ import pytest
 from paper_repro.comparison import best_of_words, findings, group_runs, make_arm
 from paper_repro.configuration import make_config, read_preset
 from paper_repro.errors import ResultError
-from paper_repro.results import Evaluation, Provenance, RunResult, States, Timing, append_result, read_results
+from paper_repro.results import (
+    Evaluation,
+    Provenance,
+    RunResult,
+    States,
+    Timing,
+    append_result,
+    find_result,
+    read_results,
+)
 
 
 def make_run(arm, seed, accuracy, states=(64, 8), step=(4e-3, 3e-3), reductions=0.1, **values):
@@ -107,3 +116,18 @@ def test_results_are_lines_of_which_the_latest_of_a_run_counts(tmp_path):
         file.write('{"run_id": 3}\n')
     with pytest.raises(ResultError, match="line 4: not a result"):
         read_results(tmp_path)
+
+
+def test_half_a_line_takes_no_other_result_with_it_and_reading_says_what_to_do(tmp_path):
+    file = tmp_path / "results.jsonl"
+    file.write_bytes('{"run_id": "half of ü'.encode()[:-1])  # half of a character, too
+    run = make_run("full", 0, 0.5)
+    append_result(tmp_path, run)
+    append_result(tmp_path, make_run("full", 1, 0.6))
+    assert find_result(tmp_path, run.run_id) == run
+    with pytest.raises(
+        ResultError, match=r"results\.jsonl, line 1 is damaged or half-written .*remove the line and repeat"
+    ):
+        read_results(tmp_path)
+    file.write_bytes(b"\n".join(file.read_bytes().split(b"\n")[1:]))
+    assert read_results(tmp_path) == [run, make_run("full", 1, 0.6)]
