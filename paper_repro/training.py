@@ -7,6 +7,7 @@ import datetime
 import math
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -345,13 +346,14 @@ def train(
     RunInterruptedError
         If `should_stop` said so.
     ConfigurationError
-        If the configuration does not fit the machine or the data, or what the run starts from is not there.
+        If the configuration does not fit the machine or the data, what the run starts from is not there, or `directory` cannot be written.
     """
     finished = find_usable_result(directory, config, evaluate_test=evaluate_test)
     if finished is not None:
         return finished
     device = _device(config)
     start = load_start(config, directory)
+    check_writable(directory)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     data_dir = Path(config.data_dir) if config.data_dir is not None else None
@@ -371,6 +373,25 @@ def train(
     append_result(directory, result)
     checkpoint.unlink(missing_ok=True)
     return result
+
+
+def check_writable(directory: Path) -> None:
+    """Make `directory` and write a file into it that is gone again, so that a wrong folder is not found out after hours of training.
+
+    Raises
+    ------
+    ConfigurationError
+        If it cannot be made, or holds no file.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(b"0")
+    except OSError as error:
+        reason = "it is a file" if directory.is_file() else error.strerror or str(error)
+        raise ConfigurationError(
+            f"--out must be a folder that can be written, but {directory} cannot ({reason}); name another one, or mend this one"
+        ) from error
 
 
 def warm_up(config: RunConfig, dataset: Dataset) -> float:

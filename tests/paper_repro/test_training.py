@@ -1,4 +1,6 @@
+import errno
 import math
+import os
 
 import pytest
 import torch
@@ -185,3 +187,18 @@ def test_warm_up_and_cosine_have_the_papers_ends():
     assert all(map(math.isfinite, map(factor, range(1001))))
     assert warmup_cosine_factor(0, steps=10, warmup=0.0, floor=1e-4) == 1
     assert warmup_cosine_factor(10, steps=10, warmup=1.0, floor=1e-4) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_first_step(tmp_path, small_config, monkeypatch):
+    file = tmp_path / "file"
+    file.write_text("")
+    for out, reason in ((file, "it is a file"), (file / "runs", "Not a directory")):
+        with pytest.raises(ConfigurationError, match=rf"--out must be a folder .*{out} cannot \({reason}\)"):
+            train(small_config(), out, progress=pytest.fail)
+    monkeypatch.setattr("tempfile.TemporaryFile", _no_file)  # for the superuser every folder can be written
+    with pytest.raises(ConfigurationError, match=r"cannot \(Read-only file system\)"):
+        train(small_config(), tmp_path / "runs", progress=pytest.fail)
+
+
+def _no_file(**values):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
