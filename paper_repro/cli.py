@@ -17,7 +17,7 @@ from paper_repro import provenance
 from paper_repro.comparison import best_of_words, group_runs, make_table
 from paper_repro.configuration import ARMS, Arm, make_config, parse_overrides, preset_names, read_preset
 from paper_repro.errors import ConfigurationError, ReproError
-from paper_repro.finished_runs import BEST_FILE
+from paper_repro.finished_runs import BEST_FILE, listing_command
 from paper_repro.options import (
     Cpu,
     DataDir,
@@ -210,9 +210,7 @@ def _run_one(
 def _finished_run(out: Path, name: str, option: str) -> RunResult:
     earlier = find_result(out, name)
     if earlier is None:
-        raise ConfigurationError(
-            f"{option}: no finished run {name!r} in {out}; `python -m paper_repro table` lists them"
-        )
+        raise ConfigurationError(f"{option}: no finished run {name!r} in {out}; {listing_command(out)} lists them")
     return earlier
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,11 @@ def find_usable_result(directory: Path, config: RunConfig, *, evaluate_test: boo
     if finished is not None and (finished.test_accuracy is not None or not evaluate_test):
         return finished
     return None
+
+
+def listing_command(directory: Path) -> str:
+    """Return the command that lists the finished runs of `directory`, between backquotes."""
+    return f"`python -m paper_repro table --out {shlex.quote(str(directory))}`"
 
 
 def save_best_model(model: nn.Module, config: RunConfig, run_directory: Path, extra: Any) -> None:
@@ -65,7 +71,7 @@ def load_start(config: RunConfig, directory: Path) -> Start | None:
     result = find_result(directory, config.starts_from)
     if result is None:
         raise ConfigurationError(
-            f"key 'starts_from': no finished run {config.starts_from!r} in {directory}; `python -m paper_repro table` lists them"
+            f"key 'starts_from': no finished run {config.starts_from!r} in {directory}; {listing_command(directory)} lists them"
         )
     _check_start(config, result)
     run_directory = directory / config.starts_from

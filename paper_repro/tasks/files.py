@@ -69,7 +69,7 @@ class Files:
         DataError
             If no folder has all parts; the message says where they were looked for and how to get them.
         """
-        missing = []
+        missing: dict[str, None] = {}  # layouts share folders, and each is said once
         for place in self.places if data_dir is None else (data_dir,):
             for name, layout in self.layouts.items():
                 for inside in layout.inside:
@@ -79,9 +79,19 @@ class Files:
                     if len(complete) == len(found):
                         return name, complete
                     if folder.is_dir():
-                        missing += [f"{folder}/{layout.shown(part)}" for part in found if part not in complete]
+                        missing |= {f"{folder}/{layout.shown(part)}": None for part in found if part not in complete}
                     else:
-                        missing.append(f"{folder}/ (no such folder)")
+                        missing[f"{_outermost_missing(place, inside)}/ (no such folder)"] = None
         raise DataError(
             f"{self.title} was not found. Looked for, and did not find:\n  " + "\n  ".join(missing) + f"\n{self.how}"
         )
+
+
+def _outermost_missing(place: Path, inside: str) -> Path:
+    """Return the first folder on the way from `place` to what is `inside` it that is not there."""
+    folder = place
+    for name in Path(inside).parts:
+        if not folder.is_dir():
+            break
+        folder /= name
+    return folder

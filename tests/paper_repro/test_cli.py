@@ -59,6 +59,7 @@ def test_a_run_is_trained_found_again_and_shown(capsys, monkeypatch, tmp_path):
         (["run", "digits", "--seed", "-1"], "key 'seed'"),
         (["run", "digit"], "did you mean 'digits'?"),
         (["run", "digits", "--sizes-of", "nobody"], "no finished run 'nobody'"),
+        (["run", "digits", "--sizes-of", "nobody"], "`python -m paper_repro table --out /"),
         (["run", "fashion_mnist", "--data-dir", "/nowhere"], "/nowhere/ (no such folder)"),
         (["run", "digits", "--arm", "distilled", "--starts-from", "nobody"], "--starts-from: no finished run 'nobody'"),
         (["run", "digits", "--quick"], "--quick, --cpu, --gpu and --paper are for tables"),

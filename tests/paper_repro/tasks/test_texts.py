@@ -160,3 +160,14 @@ def test_padding_keeps_the_first_bytes():
 def test_the_last_tenth_is_of_each_class():
     labels = np.array([1] * 30 + [0] * 10 + [1] * 10)
     assert np.flatnonzero(last_tenth_of_class(labels)).tolist() == [39, 46, 47, 48, 49]
+
+
+def test_a_folder_that_is_not_there_is_said_once(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError) as caught:
+        load_dataset("imdb")
+    lines = [line.strip() for line in str(caught.value).splitlines()]
+    assert lines.count("data/imdb/ (no such folder)") == 1
+    assert len(set(lines)) == len(lines)
+    assert not any("data/imdb/aclImdb" in line for line in lines)
