@@ -41,7 +41,9 @@ class MultiQueryRecall(TokenTask):
 
     Keys are the tokens ``0, ..., keys - 1`` and occur once among the pairs, values are the tokens after them. The label at a
     query is the value's number, ``0, ..., values - 1``; no other position has a label. Length ``2 * pairs + queries``.
-    Source: S. Arora et al., "Zoology: Measuring and improving recall in efficient language models", ICLR 2024; here the queries stand in one block at the end.
+    Source: S. Arora et al., "Zoology: Measuring and improving recall in efficient language models", ICLR 2024. There 16 pairs stand in sequences of 256
+    tokens: after the pairs the queries are spread with gaps by a power law, and random tokens fill what is between them. Here the queries stand in one
+    block at the end, so `published`, which has the paper's numbers of pairs, keys, values and training sequences, makes sequences of 48.
     """
 
     name: ClassVar[str] = "mqar"

@@ -2,7 +2,8 @@ import tomllib
 
 import pytest
 
-from paper_repro.configuration import preset_names, read_preset
+import hsv_torch
+from paper_repro.configuration import PRESETS, make_config, preset_names, read_preset
 from paper_repro.errors import ConfigurationError
 from paper_repro.tables.plan import PLANS, TablePlan, find_plan, plan_names, read_plan
 
@@ -47,6 +48,18 @@ def test_names_of_tables_and_presets_differ_and_numbers_are_unique():
     assert numbers == sorted(set(numbers))
     assert not set(preset_names()) & {*plan_names(), *(f"table{number}" for number in numbers), "smoke"}
     assert find_plan("table2") == read_plan("methods")
+
+
+def test_the_comment_of_a_preset_names_the_steps_of_its_attempts():
+    config = make_config({**read_preset("imdb"), "arm": "in_training"})
+    schedule = hsv_torch.Schedule(total_steps=config.steps, window=config.window, attempts=config.attempts)
+    assert schedule.steps == (1667, 2333, 3000)
+    assert "at steps 1,667, 2,333 and 3,000" in (PRESETS / "imdb.toml").read_text(encoding="utf-8")
+
+
+def test_the_score_without_poles_is_called_so():
+    row = read_plan("methods").row("magnitude")
+    assert (row.values["reading"], row.label) == ("magnitude", "largest |B| |C|, without the poles")
 
 
 def test_a_row_has_its_rule_in_place_of_that_of_the_preset():

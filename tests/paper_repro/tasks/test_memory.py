@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,12 @@ def test_every_query_of_recall_asks_for_the_value_that_followed_its_key():
         assert answers == [value_of[key] - 32 for key in row[32:]]
     assert (dataset.shape.vocabulary, dataset.shape.n_outputs) == (40, 8)
     assert (int(tokens.min()), int(tokens.max())) == (0, 39)
+
+
+def test_the_published_options_of_recall_are_short_and_the_docs_say_so():
+    assert MultiQueryRecall.from_options(MultiQueryRecall.published).longest == 48
+    page = (Path(__file__).parents[3] / "docs/tasks.md").read_text(encoding="utf-8")
+    assert "they make sequences of 48 as well" in page
 
 
 def test_recall_may_ask_for_some_of_the_keys_only():
