@@ -124,8 +124,12 @@ def _orders(
     gramians: LowRankGramians, rule: Rule, parts: _Balancing, stacklevel: int
 ) -> tuple[np.ndarray, int, tuple[str, ...]]:
     """The order, how many values stand above rounding errors (at least one), and what is remarkable."""
-    sigma = parts.sigma
-    if isinstance(rule, Order) and sigma.size < rule.n_states <= gramians.system.n_states:
+    sigma, n = parts.sigma, gramians.system.n_states
+    if isinstance(rule, Order) and rule.n_states > n:  # n is not the number of values, which rules see
+        raise OrderError(
+            f"Order must be in [1, {n}], the number of states, got {rule.n_states}; pass hsv.ErrorBound(...) to let the bound choose"
+        )
+    if isinstance(rule, Order) and sigma.size < rule.n_states:
         sigma = np.concatenate([sigma, np.zeros(rule.n_states - sigma.size)])  # capped, and said, as for a dense system
     if isinstance(rule, ErrorBound):  # room for what the bound allows beside the discarded values
         least = float(error_bound(np.zeros(1), np.zeros((), dtype=np.int64), parts.rounding))
@@ -195,4 +199,5 @@ def _reduction(
         right=right,
         notes=notes,
         _rounding=parts.rounding,
+        n_original_states=sys.n_states,
     )

@@ -74,6 +74,8 @@ class Reduction:
         ``(..., n, r)`` with ``left^H right = I`` and ``A_r = left^H A right``, ``B_r = left^H B``, ``C_r = C right``; zero in the padding.
     notes : tuple of str
         What a careful user should know: an order that was capped, a cut inside a cluster of equal values.
+    n_original_states : int or None
+        Number of states of the system before. Read off ``left`` or the values where it is left out.
     """
 
     system: Any  # a union would make every user of balanced_truncation say which of the two it is
@@ -84,6 +86,17 @@ class Reduction:
     right: Array | None
     notes: tuple[str, ...] = ()
     _rounding: Rounding | None = field(default=None, repr=False, compare=False)
+    n_original_states: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_original_states is None:
+            n = self._count_original_states()
+            object.__setattr__(self, "n_original_states", n)
+
+    def _count_original_states(self) -> int | None:
+        if self.left is not None:
+            return int(self.left.shape[-2])
+        return None if self.hankel_singular_values is None else int(self.hankel_singular_values.shape[-1])
 
     def __repr__(self) -> str:
         return reduction_text(self)
@@ -128,6 +141,7 @@ class Reduction:
             None if self.right is None else self.right[index][:, :r],
             self.notes,
             None if self._rounding is None else Rounding(*(x[index] for x in self._rounding)),
+            self.n_original_states,
         )
 
 

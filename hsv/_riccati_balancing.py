@@ -50,6 +50,9 @@ class RiccatiReduction(Reduction):
     scattering_error_bound: Array | None = None
     relative_error_bound: Array | None = None
 
+    def _count_original_states(self) -> int:
+        return int(self.characteristic_values.shape[-1])
+
     def __repr__(self) -> str:
         return reduction_text(self).removesuffix(">") + "".join(f", {fact}" for fact in self._facts()) + ">"
 

@@ -71,9 +71,7 @@ def _orders(red: Any) -> str:
     orders = to_host(red.orders)
     least, most = int(orders.min(initial=red.system.n_states)), int(orders.max(initial=0))
     kept = f"{most}" if least >= most else f"{least} to {most}"
-    if red.hankel_singular_values is not None:
-        return f"{red.hankel_singular_values.shape[-1]} -> {kept} states"
-    return f"{kept} states" if red.left is None else f"{red.left.shape[-2]} -> {kept} states"
+    return f"{kept} states" if red.n_original_states is None else f"{red.n_original_states} -> {kept} states"
 
 
 def _largest(bound: Any) -> str:

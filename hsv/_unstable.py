@@ -72,5 +72,10 @@ def reduce_stable_part(
     if n_stable == sys.n_states:
         return dataclasses.replace(reduced, left=None, right=None)
     return dataclasses.replace(
-        reduced, system=reduced.system + unstable, orders=reduced.orders + unstable.n_states, left=None, right=None
+        reduced,
+        system=reduced.system + unstable,
+        orders=reduced.orders + unstable.n_states,
+        left=None,
+        right=None,
+        n_original_states=sys.n_states,
     )

@@ -314,7 +314,7 @@ def test_a_reduction_prints_the_bound_that_it_has():
     stable_part = hsv.reduce_stable_part(
         hsv.StateSpace(np.diag([2.0, -1.0, -8.0]), np.eye(3), np.eye(3), np.eye(3), dt=0), 1, hsv.stochastic_truncation
     )
-    assert repr(stable_part) == "<Reduction: 2 states, relative error at most 0.125>"
+    assert repr(stable_part) == "<Reduction: 3 -> 2 states, relative error at most 0.125>"
 
 
 def with_norm_one_and_a_feedthrough(sys):
