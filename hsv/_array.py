@@ -154,6 +154,11 @@ def round_to(x: Array, like: Array) -> Array:
     return xp.astype(x, getattr(xp, name), copy=False)
 
 
+def copied(x: Array) -> Array:
+    """Return a copy in memory of its own; of a tensor one through which gradients go on."""
+    return namespace(x).astype(x, x.dtype, copy=True)
+
+
 def to_host(x: Array) -> np.ndarray:
     """Return a NumPy array with the same numbers."""
     if array_api_compat.is_numpy_array(x):

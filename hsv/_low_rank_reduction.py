@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from hsv._array import real, round_to, widen
+from hsv._array import copied, real, round_to, widen
 from hsv._errors import OrderError
 from hsv._large_systems import Bases
 from hsv._order import ErrorBound, Order, Rule
@@ -99,7 +99,7 @@ def truncation(gramians: LowRankGramians, rule: Rule, bases: Bases, *, stackleve
     orders, _, notes = _orders(gramians, rule, parts, stacklevel + 1)
     reduced, left, right = _project(gramians, parts, max(int(orders), 1), bases, empty=int(orders) == 0)
     A, B, C = (round_to(x, sys.B) for x in reduced)
-    small = StateSpace(A, B, C, sys.D, dt=sys.dt)
+    small = StateSpace(A, B, C, copied(sys.D), dt=sys.dt)
     _check_stability(gramians, small, parts, orders)
     return _reduction(gramians, small, orders, parts, round_to(left, sys.B), round_to(right, sys.B), notes)
 

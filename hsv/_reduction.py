@@ -13,6 +13,7 @@ from hsv import _small_systems
 from hsv._array import (
     Array,
     conjugate_transpose,
+    copied,
     device,
     dtype_name,
     eye,
@@ -262,7 +263,7 @@ def _truncate_small(sys: LinearSystem, rule: Rule) -> Reduction:
     left, right, A, B, C = (
         from_host(x.reshape(*batch, *x.shape[1:]), sys.B) for x in (small.left, small.right, small.A, small.B, small.C)
     )
-    reduced = StateSpace(A, B, C, sys.D, dt=sys.dt)
+    reduced = StateSpace(A, B, C, copied(sys.D), dt=sys.dt)
     sigma = small.values.reshape(*batch, sys.n_states)
     if not _small_systems.certainly_stable(small.A, sys.is_discrete):
         check_stability(reduced, sigma, small.orders)
@@ -447,7 +448,7 @@ def _project(sys: LinearSystem, left: Array, right: Array, keep: Array) -> State
     if not sys.is_discrete:  # padding at 0 would be an integrator, with an infinite gain at w = 0
         A = A - (1 - keep)[..., None, :] * eye(left.shape[-1], A)
     A, B, C = (round_to(x, sys.B) for x in (A, product(left_h, B), product(C, right)))
-    return StateSpace(A, B, C, sys.D, dt=sys.dt)
+    return StateSpace(A, B, C, copied(sys.D), dt=sys.dt)
 
 
 def error_bound(sigma: np.ndarray, orders: np.ndarray, rounding: Rounding | None = None) -> np.ndarray:

@@ -2,6 +2,7 @@ import warnings
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -325,3 +326,33 @@ def test_stability_is_proved_without_eigenvalues_where_inputs_are_many(dt, libra
         _reduction.check_stability(hsv.StateSpace(A, red.system.B, red.system.C, dt=dt), sigma, orders)
     narrow = hsv.StateSpace(red.system.A, red.system.B[:, :1], red.system.C, dt=dt)
     assert not _reduction._contracts(narrow, sigma[: r + 1], orders)
+
+
+MAPS = [[1.0], [2.0]], [[3.0, 1.0]], [[5.0]]
+WITH_FEEDTHROUGH = {
+    "dense": hsv.StateSpace([[0.5, 0.1], [0.0, -0.5]], *MAPS, dt=True),
+    "diagonal": hsv.DiagonalStateSpace([0.5, -0.5], *MAPS, dt=True),
+    "real part": hsv.real_part(hsv.DiagonalStateSpace([0.5 + 0.1j, -0.5], *MAPS, dt=True)),
+    "sparse": hsv.SparseStateSpace(scipy.sparse.diags_array([0.5, -0.5]), *MAPS, dt=True),
+}
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [(method, kind) for method in (hsv.balanced_truncation, hsv.singular_perturbation) for kind in WITH_FEEDTHROUGH]
+    + [(hsv.balancing_free_truncation, "dense"), (hsv.lqg_balanced_truncation, "dense")]
+    + [(hsv.hankel_norm_approximation, kind) for kind in ("dense", "diagonal", "real part")],
+)
+def test_reductions_have_a_feedthrough_of_their_own(method, kind, order):
+    sys = WITH_FEEDTHROUGH[kind]
+    method(sys, order).system.D[...] = 0
+    assert sys.D == [[5.0]]
+
+
+def test_gradients_go_through_the_copied_feedthrough():
+    D = torch.ones((1, 1), dtype=torch.float64, requires_grad=True)
+    A, B, C = (torch.tensor(x, dtype=torch.float64) for x in ([[0.5]], [[1.0]], [[1.0]]))
+    for sys in (hsv.StateSpace(A, B, C, D, dt=True), hsv.DiagonalStateSpace(A[0], B, C, D, dt=True)):
+        (gradient,) = torch.autograd.grad(hsv.balanced_truncation(sys, 1).system.D.sum(), D)
+        assert gradient == 1
