@@ -14,9 +14,9 @@ from paper_repro.tables.show import kept_figures
 from paper_repro.tables.summary import (
     RowFigures,
     TableFigures,
-    accuracy_words,
     difference,
     difference_words,
+    percent_words,
     speed_up,
 )
 
@@ -32,8 +32,8 @@ def in_training_against_scratch(results: Path) -> list[str]:
             if row.cell.row.key != "in_training" or row.accuracy is None or scratch is None or full is None:
                 continue
             lines.append(
-                f"{_where(figures, row)}, {row.states:.4g} states: {accuracy_words(row.accuracy)} %, from scratch {accuracy_words(scratch.accuracy)} % "
-                f"({difference_words(difference(row, scratch))}), full {accuracy_words(full.accuracy)} % ({difference_words(difference(row, full))})."
+                f"{_where(figures, row)}, {row.states:.4g} states{_rates(row, scratch, full)}: {percent_words(row)}, "
+                f"from scratch {percent_words(scratch)}{_difference(row, scratch)}, full {percent_words(full)}{_difference(row, full)}."
             )
     return lines
 
@@ -95,22 +95,33 @@ def ranking_settles(results: Path) -> list[str]:
 
 
 def speed(results: Path) -> list[str]:
-    """Say what cuts in training save: of a step, and of the training."""
+    """Say what cuts in training save: of a step, within the run that is cut; and of the training, beside the full model of the same seed."""
     lines = []
     for figures in _kept("accuracy", results) + _kept("mamba", results):
         for row in figures.rows:
-            full = figures.row(row.cell, "full")
-            ratio = speed_up(row, full)
-            if row.cell.row.key != "in_training" or full is None or ratio is None:
+            full, gain = figures.row(row.cell, "full"), row.step_gain()
+            if row.cell.row.key != "in_training" or full is None or full.states is None or gain is None:
                 continue
-            step, before = row.step_seconds(), full.step_seconds()
-            assert step is not None
-            assert before is not None
+            ratio = speed_up(row, full)
+            training = (
+                ""
+                if ratio is None
+                else f" training {ratio:.2f} times as fast as the full model (between runs, paired by seed);"
+            )
             lines.append(
-                f"{_where(figures, row)}, {full.states:.4g} to {row.states:.4g} states: training {ratio:.2f} times as fast as the full model; "
-                f"a step {1e3 * before:.1f} ms with all states, {1e3 * step:.1f} ms after the last cut ({before / step:.2f} times as fast)."
+                f"{_where(figures, row)}, {full.states:.4g} to {row.states:.4g} states:{training} "
+                f"a step {_step_words(row)}, {gain:.2f} times as fast (within a run, median of {len(row.runs)} seeds)."
             )
     return lines
+
+
+def _step_words(row: RowFigures) -> str:
+    """Return the times of a step before and after the cuts, where they were taken by one clock of one machine."""
+    if row.device is None:
+        return "after the last cut against one before the first"
+    timings = [run.timing for run in row.runs.values()]
+    before, after = statistics.median(t.step_before for t in timings), statistics.median(t.step_after for t in timings)
+    return f"{1e3 * before:.1f} ms before the first cut and {1e3 * after:.1f} ms after the last"
 
 
 def against_regularisation(results: Path) -> list[str]:
@@ -123,8 +134,8 @@ def against_regularisation(results: Path) -> list[str]:
             if row.cell.row.arm != "regularised" or cut is None or ratio is None:
                 continue
             lines.append(
-                f"{_where(figures, row)}, {row.states:.4g} states, {row.cell.label}: {ratio:.1f} times the training time of the model cut in training; "
-                f"{accuracy_words(row.accuracy)} % against {accuracy_words(cut.accuracy)} % ({difference_words(difference(row, cut))})."
+                f"{_where(figures, row)}, {row.states:.4g} states, {row.cell.label}{_rates(row, cut)}: {ratio:.1f} times the training time of the model cut in training; "
+                f"{percent_words(row)} against {percent_words(cut)}{_difference(row, cut)}."
             )
     return lines
 
@@ -165,17 +176,36 @@ def _against(figures: TableFigures, key: str, wanted: Callable[[RowFigures], boo
         base = figures.find(task, key)
         if base is None or base.accuracy is None:
             continue
-        yield f"{task}, {base.cell.label}: {accuracy_words(base.accuracy)} %, {base.states:.4g} states. Beside it:"
+        yield f"{_table(figures)}, {task}, {base.cell.label}: {percent_words(base)}, {base.states:.4g} states{_rates(base)}. Beside it:"
         for row in figures.rows:
             if row.cell.task.name == task and row.cell.row.key != key and wanted(row):
-                states = "" if row.states is None else f", {row.states:.4g} states"
-                percent = f"{accuracy_words(row.accuracy)} %" if row.accuracy is not None else NOT_RUN
-                yield f"{row.cell.label}: {percent}{states} ({difference_words(difference(row, base))})."
+                states = "" if row.states is None else f", {row.states:.4g} states{_rates(row)}"
+                yield f"{row.cell.label}: {percent_words(row)}{states}{_difference(row, base)}."
+
+
+def _difference(row: RowFigures, other: RowFigures) -> str:
+    """Return the difference in brackets; nothing where no seed has both."""
+    found = difference(row, other)
+    return "" if found is None else f" ({difference_words(found)})"
+
+
+def _rates(row: RowFigures, *others: RowFigures) -> str:
+    """Return the learning rate of a row, and of those that it is compared with where theirs is another."""
+    if not row.rate_words:
+        return ""
+    different = [f"{other.cell.row.label} {other.rate_words}" for other in others if other.runs and other.rate_words not in ("", row.rate_words)]  # fmt: skip
+    return f", rate {row.rate_words}" + (f" ({', '.join(different)})" if different else "")
+
+
+def _table(figures: TableFigures) -> str:
+    return f"Table {figures.plan.number}"
 
 
 def _where(figures: TableFigures, row: RowFigures) -> str:
     sweep = "" if row.cell.at is None or row.cell.row.sweep == "order" else f", tau {row.cell.at:g}"
-    return f"{row.cell.task.name}{sweep}" + ("" if figures.extent.variant == "cpu" else f" ({figures.extent.variant})")
+    return f"{_table(figures)}, {row.cell.task.name}{sweep}" + (
+        "" if figures.extent.variant == "cpu" else f" ({figures.extent.variant})"
+    )
 
 
 def _spread(values: list[float], digits: int = 2) -> str:

@@ -46,8 +46,9 @@ def collect(plan: TablePlan, extent: Extent, runs: Path, directory: Path = RESUL
     ResultError
         If none is finished.
     """
-    jobs = table_jobs(plan, extent)
-    found = finished(jobs, read_lines(runs / "results.jsonl"))
+    results = read_lines(runs / "results.jsonl")
+    jobs = table_jobs(plan, extent, shown=results)
+    found = finished(jobs, results)
     if not found:
         raise ResultError(
             f"{runs} has no finished run of table {plan.name} --{extent.variant}; `python -m paper_repro run` makes them"

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from paper_repro.configuration import RunConfig
 from paper_repro.errors import ConfigurationError
 from paper_repro.results import RunResult
 from paper_repro.selection import CHOICES, Choice, read_choice
-from paper_repro.tables.plan import Cell, TablePlan, TaskPlan, Variant
+from paper_repro.tables.plan import RULES, Cell, TablePlan, TaskPlan, Variant, plan_names, read_plan
 from paper_repro.workers import Job, resolved
+
+OF_SIZES = frozenset({"n_states", "budget", "sizes_of", *RULES})  # keys of a run that its parents decide
+
+
+class NoRateError(ConfigurationError):
+    """No learning rate has been chosen for a row yet; the message says which command chooses it."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +56,52 @@ class Extent:
         return task.seeds if self.seeds is None else self.seeds
 
 
-def table_jobs(plan: TablePlan, extent: Extent) -> list[Job]:
-    """Return the runs of the table: all rows of the first seed, then of the next, so that a table that is cut short compares like with like."""
+def table_jobs(plan: TablePlan, extent: Extent, *, shown: Collection[RunResult] | None = None) -> list[Job]:
+    """Return the runs of the table: all rows of the first seed, then of the next, so that a table that is cut short compares like with like.
+
+    Parameters
+    ----------
+    shown : collection of RunResult, optional
+        Finished runs that the jobs are only looked up in, not trained: a row whose rate has not been chosen yet then has the one of its runs among them.
+
+    Raises
+    ------
+    NoRateError
+        If there is nothing that is shown, and no rate has been chosen for a row.
+    """
     cells = extent.cells(plan)
+    rates = {cell.key: _rate(cell, extent, shown) for cell in cells}
     most = max(len(extent.seeds_of(cell.task)) for cell in cells)
     jobs = []
     for number in range(most):
         for cell in cells:
             seeds = extent.seeds_of(cell.task)
             if number < len(seeds):
-                jobs.append(make_job(cell, seeds[number], learning_rate(cell, shared=extent.shared_rate)))
+                jobs.append(make_job(cell, seeds[number], rates[cell.key]))
     return jobs
+
+
+def _rate(cell: Cell, extent: Extent, shown: Collection[RunResult] | None) -> float | None:
+    try:
+        return learning_rate(cell, shared=extent.shared_rate)
+    except NoRateError:
+        if shown is None:
+            raise
+        return _rate_of_runs(cell, extent.seeds_of(cell.task), shown)
+
+
+def _rate_of_runs(cell: Cell, seeds: Sequence[int], results: Collection[RunResult]) -> float | None:
+    """Return the rate that most of the `results` have which are of `cell`, whatever their rate; None if there are none."""
+    left_out = {"learning_rate", *(OF_SIZES if cell.row.sizes_of else ()), *(["starts_from"] if cell.row.starts_from else ())}  # fmt: skip
+
+    def identity(config: RunConfig) -> dict[str, Any]:
+        return {key: value for key, value in config.identity().items() if key not in left_out}
+
+    wanted = {seed: identity(cell.config(seed)) for seed in seeds}
+    task, arm = cell.task.base().task, cell.row.arm
+    alike = [result.config for result in results if (result.config.task, result.config.arm) == (task, arm)]
+    rates = Counter(config.learning_rate for config in alike if identity(config) == wanted.get(config.seed))
+    return rates.most_common(1)[0][0] if rates else None
 
 
 def make_job(cell: Cell, seed: int, rate: float | None) -> Job:
@@ -82,7 +126,7 @@ def learning_rate(cell: Cell, *, shared: bool) -> float | None:
 
     Raises
     ------
-    ConfigurationError
+    NoRateError
         If nothing was chosen for it.
     """
     choice = rate_choice(cell, shared=shared)
@@ -100,8 +144,10 @@ def rate_choice(cell: Cell, *, shared: bool) -> Choice | None:
 
     Raises
     ------
+    NoRateError
+        If its file is missing.
     ConfigurationError
-        If its file is missing or spoilt.
+        If it is spoilt.
     """
     if shared or cell.task.choice is None:
         return None
@@ -111,12 +157,30 @@ def rate_choice(cell: Cell, *, shared: bool) -> Choice | None:
     return read_choice(path)
 
 
-def _no_rate(cell: Cell) -> ConfigurationError:
-    variants = (name for name, tasks in cell.plan.variants.items() if cell.task in tasks)
-    return ConfigurationError(
+def _no_rate(cell: Cell) -> NoRateError:
+    return NoRateError(
         f"paper_repro/choices/{cell.task.choice}.toml has no learning rate for the row {cell.row.key} of table {cell.plan.name}; choose it with "
-        f"`python -m paper_repro select-lr {cell.plan.name} --{next(variants)} --rows {cell.row.key}`, or give all rows one rate with --shared-rate"
+        f"`{choosing_command(cell)}`, or give all rows one rate with --shared-rate"
     )
+
+
+def choosing_command(cell: Cell) -> str:
+    """Return the command that chooses the rate of a row, and those of all other rows of its task where none has been chosen."""
+    plan, task, rows = cell.plan, cell.task, f" --rows {cell.row.key}"
+    if not (CHOICES / f"{task.choice}.toml").is_file():  # the first table that has the choice makes it for all
+        rows = ""
+        plans = [read_plan(name) for name in plan_names()]
+        plan = next((other for other in plans if _variant_of(other, task.choice)), plan)
+    place = _variant_of(plan, task.choice)
+    assert place is not None  # that of the cell itself, if no other
+    variant, name = place
+    tasks = "" if "," in name else f" --tasks {shlex.quote(name)}"  # a comma stands between two tasks
+    return f"python -m paper_repro select-lr {plan.name} --{variant}{tasks}{rows}"
+
+
+def _variant_of(plan: TablePlan, choice: str | None) -> tuple[Variant, str] | None:
+    """Return the first variant, and the name of its task, that takes its rates from `choice`."""
+    return next(((v, task.name) for v, tasks in plan.variants.items() for task in tasks if task.choice == choice), None)
 
 
 def finished(jobs: Sequence[Job], results: Sequence[RunResult]) -> dict[str, RunResult]:

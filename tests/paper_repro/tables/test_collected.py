@@ -2,16 +2,18 @@ import json
 
 import pytest
 
-from paper_repro.errors import ResultError
+from paper_repro.errors import ConfigurationError, ResultError
 from paper_repro.provenance import plain_command
 from paper_repro.results import append_result
-from paper_repro.tables import pictures
+from paper_repro.selection import Choice, Trial, choose, write_choice
+from paper_repro.tables import graph, pictures
 from paper_repro.tables.claims import CLAIMS, claim_words
 from paper_repro.tables.collected import SPECTRA_KEPT, collect, collected_path, collected_variants, read_collected
 from paper_repro.tables.graph import Extent, table_jobs
 from paper_repro.tables.page import fill_page
 from paper_repro.tables.plan import plan_names, read_plan
 from paper_repro.tables.show import kept_figures
+from paper_repro.tables.summary import make_grid
 from tests.paper_repro.tables.runs import made_results
 
 SHARED = Extent("cpu", shared_rate=True)
@@ -40,8 +42,8 @@ def test_what_is_kept_makes_the_same_table_without_its_bulk(kept):
     assert head.command == "python -m paper_repro run methods --cpu --shared-rate"
     assert collected_variants(plan, kept) == ["cpu"]
     figures = kept_figures(plan, "cpu", kept)
-    assert figures.n_runs == (80, 80)
     jobs = table_jobs(plan, SHARED)
+    assert figures.n_runs == (len(jobs), len(jobs))
     accuracies = {key: result.test_accuracy for key, result in made_results(jobs).items()}
     for row in figures.rows:
         assert row.accuracy_by_seed == {seed: accuracies[f"{row.cell.key}/{seed}"] for seed in range(5)}
@@ -91,14 +93,93 @@ def test_a_table_has_its_pictures_and_nothing_is_drawn_from_nothing(kept, tmp_pa
 def test_sentences_have_the_numbers_of_the_results(kept):
     words = claim_words("in_training", kept)
     # .94 against .90 and .95, for every seed alike
-    assert "- digits, tau 0.1, 17 states: 94.4 ± 0.4 %, from scratch 90.4 ± 0.4 % (+4.0 ± 0.0 (5)), full 95.4 ± 0.4 % (-1.0 ± 0.0 (5))." in words  # fmt: skip
-    assert "regularised by dense eigenvalues, then cut: 40.0 times the training time" in claim_words(
+    assert "- Table 1, digits, tau 0.1, 17 states, rate 0.008: 94.4 ± 0.4 %, from scratch 90.4 ± 0.4 % (+4.0 ± 0.0 (5)), full 95.4 ± 0.4 % (-1.0 ± 0.0 (5))." in words  # fmt: skip
+    assert "regularised by dense eigenvalues, then cut, rate 0.008: 40.0 times the training time" in claim_words(
         "regularisation", kept
     )
-    assert "training 2.00 times as fast as the full model; a step 4.0 ms with all states, 2.0 ms after" in claim_words("speed", kept)  # fmt: skip
+    speed = claim_words("speed", kept)
+    assert "training 2.00 times as fast as the full model (between runs, paired by seed); a step 4.0 ms before the first cut and 2.0 ms after the last, 2.00 times as fast (within a run, median of 5 seeds)" in speed  # fmt: skip
     assert "16 cuts" in claim_words("cuts", kept)
     assert "16 cuts" not in claim_words("windows", kept)
     assert "the largest values dropped" in claim_words("criteria", kept)
+
+
+def keep(directory, name, change, extent=SHARED):
+    """Keep the results of a table that no run has made, each as `change` returns it; what is None was not run."""
+    changed = [change(key, result) for key, result in made_results(table_jobs(read_plan(name), extent)).items()]
+    for result in {result.run_id: result for result in changed if result is not None}.values():
+        append_result(directory / "runs", result)
+    collect(read_plan(name), extent, directory / "runs", directory / "results")
+    return directory / "results"
+
+
+def with_times(result, **times):
+    return result.model_copy(update={"timing": result.timing.model_copy(update=times)})
+
+
+def test_the_gain_of_a_step_is_within_a_run_and_not_between_runs_of_a_drifting_machine(tmp_path):
+    def change(key, result):
+        if "/full/" in key or not key.startswith("mqar"):  # the steps of the full model, of a busy hour
+            return with_times(result, step_before=12.4e-3, step_after=12.4e-3)
+        slower = 1 + 0.5 * result.config.seed
+        return with_times(result, step_before=8e-3 * slower, step_after=5e-3 * slower)
+
+    [line] = [line for line in claim_words("speed", keep(tmp_path, "mamba", change)).splitlines() if "mqar, 64 to 8" in line]  # fmt: skip
+    assert "a step 16.0 ms before the first cut and 10.0 ms after the last, 1.60 times as fast (within a run" in line
+
+
+def test_two_seeds_are_said_one_by_one_and_what_was_not_run_is_a_whole_sentence(tmp_path):
+    def change(key, result):
+        seed = result.config.seed
+        if seed > 1 or key.startswith("mqar") or "/from_scratch/" in key:
+            return None
+        return result.model_copy(update={"test_accuracy": result.test_accuracy - 0.1 * seed})
+
+    results = keep(tmp_path, "mamba", change)
+    [line] = claim_words("in_training", results).splitlines()
+    assert line == "- Table 6, selective_copying, 8 states, rate 0.01: 94.0 and 84.2 %, from scratch not run, full 95.0 and 85.2 % (-1.0 and -1.0 (2))."  # fmt: skip
+
+
+def test_claims_name_the_rates_of_rows_that_are_compared(tmp_path, monkeypatch):
+    choose_rates(monkeypatch, tmp_path, "digits", full=4e-3, in_training=8e-3, from_scratch=16e-3)
+    extent = Extent("cpu", tasks=("digits",))
+    results = keep(tmp_path, "accuracy", lambda key, result: result, extent)
+    assert "17 states, rate 0.008 (from scratch 0.016, full 0.004):" in claim_words("in_training", results)
+    rates = {row[1]: row[2] for row in make_grid(kept_figures(read_plan("accuracy"), "cpu", results)).rows if row[0] == "digits"}  # fmt: skip
+    assert rates == {"full": "0.004", "cut in training, tau 0.1": "0.008", "from scratch, tau 0.1": "0.016"}
+
+
+def choose_rates(monkeypatch, directory, name, **rates):
+    """Make a file of choices, the only one that there is; return it."""
+    arms = {key: choose([Trial(learning_rate=rate, validation=(0.5,), states=((8,),))]) for key, rate in rates.items()}
+    choice = Choice(command=f"python -m paper_repro select-lr {name}", seeds=(100,), settings={}, arms=arms)
+    write_choice(choice, directory / f"{name}.toml")
+    monkeypatch.setattr(graph, "CHOICES", directory)
+    return directory / f"{name}.toml"
+
+
+def runs_of(figures, task):
+    return [dict(row.runs) for row in figures.rows if row.cell.task.name == task]
+
+
+def test_what_is_kept_is_shown_though_the_rates_of_its_task_are_not_chosen(tmp_path, monkeypatch):
+    path = choose_rates(monkeypatch, tmp_path, "digits", full=4e-3, in_training=8e-3, from_scratch=16e-3)
+    extent, plan = Extent("cpu", tasks=("digits",)), read_plan("accuracy")
+    results = keep(tmp_path, "accuracy", lambda key, result: result, extent)
+    before = runs_of(kept_figures(plan, "cpu", results), "digits")
+    assert list(map(len, before)) == [5, 5, 5]
+    path.unlink()
+    figures = kept_figures(plan, "cpu", results)
+    assert runs_of(figures, "digits") == before  # at the rates of the runs
+    notes = "\n".join(make_grid(figures).notes)
+    assert "digits: no learning rate has been chosen yet for any row; `python -m paper_repro select-lr accuracy --cpu --tasks digits` does it. The runs that are shown have the rates beside them." in notes  # fmt: skip
+    assert notes.splitlines()[2].endswith(
+        "select-lr accuracy --cpu --tasks fashion_mnist_short` does it."
+    )  # and no run is shown
+    assert {row.rate_words for row in figures.rows if not row.runs} == {"not chosen"}
+    assert "rate 0.008 (from scratch 0.016, full 0.004)" in claim_words("in_training", results)
+    with pytest.raises(ConfigurationError, match="select-lr accuracy --cpu --tasks digits`"):
+        table_jobs(plan, extent)
 
 
 def test_without_results_every_claim_is_not_run(tmp_path):
@@ -114,7 +195,7 @@ def test_a_page_is_filled_between_its_marks_and_stays_as_it_is_elsewhere(kept, t
     filled = page.read_text(encoding="utf-8")
     assert "old" not in filled
     assert filled.endswith("<!-- end of results -->\nafter\n")
-    assert "| cut in training | 8 |" in filled
+    assert "| cut in training | 0.008 | 8 |" in filled
     assert "every method at one size**: not run. `python -m paper_repro run methods --gpu` runs it." in filled
     fill_page(page, kept)
     assert page.read_text(encoding="utf-8") == filled

@@ -46,7 +46,7 @@ def test_rates_come_from_the_row_or_its_arm_and_a_missing_one_says_the_command(m
     monkeypatch.setattr(graph, "CHOICES", tmp_path)
     plan = read_plan("methods")
     cells = {cell.row.key: cell for cell in plan.cells("cpu")}
-    with pytest.raises(ConfigurationError, match="select-lr methods --cpu --rows full"):
+    with pytest.raises(ConfigurationError, match=r"row full .*select-lr methods --cpu --tasks digits`"):
         learning_rate(cells["full"], shared=False)
     assert learning_rate(cells["full"], shared=True) is None
 
@@ -57,5 +57,7 @@ def test_rates_come_from_the_row_or_its_arm_and_a_missing_one_says_the_command(m
     write_choice(Choice(command="c", seeds=(100,), settings={}, arms=arms), tmp_path / "digits_methods.toml")
     rates = {key: learning_rate(cells[key], shared=False) for key in ("full", "last", "aire", "post_training")}
     assert rates == {"full": 1e-3, "last": 3e-3, "aire": 2e-3, "post_training": 1e-3}
-    with pytest.raises(ConfigurationError, match="no learning rate for the row distilled"):
+    with pytest.raises(
+        ConfigurationError, match=r"no learning rate for the row distilled .*--tasks digits --rows distilled`"
+    ):
         learning_rate(cells["distilled"], shared=False)

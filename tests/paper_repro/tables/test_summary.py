@@ -3,6 +3,8 @@ import io
 
 import pytest
 
+from paper_repro.selection import Choice, Trial, choose, settings_of, write_choice
+from paper_repro.tables import graph
 from paper_repro.tables.graph import Extent, table_jobs
 from paper_repro.tables.grid import Grid
 from paper_repro.tables.plan import read_plan
@@ -26,13 +28,18 @@ def cells_of(figures):
 
 def test_a_row_has_all_seeds_and_differences_by_seed():
     row = cells_of(figures_of("methods"))["cut in training"]
-    # accuracies .94 and .942: mean 94.1, half of the interval t(.975, 1) * 100 * .002 / sqrt(2) / sqrt(2) = 12.706 * .1
-    assert row["accuracy, %"] == "94.1 ± 1.3"
-    assert row["minus from scratch"] == "+4.0 ± 0.0 (2)"
-    assert row["minus full"] == "-1.0 ± 0.0 (2)"
+    # accuracies .94 and .942
+    assert row["accuracy, %"] == "94.0 and 94.2"  # an interval of two seeds says less than they do
+    assert row["minus from scratch"] == "+4.0 and +4.0 (2)"
+    assert row["minus full"] == "-1.0 and -1.0 (2)"
     assert row["seeds"] == "2"
-    assert row["best 3"] == ""  # of two seeds
+    assert row["rate"] == "0.008"
     assert row["speed"] == "2.00x"
+    row = cells_of(figures_of("methods", extent=Extent("quick", seeds=(0, 1, 2))))["cut in training"]
+    # accuracies .94, .942, .944: half of the interval t(.975, 2) * 100 * .002 / sqrt(3) = 4.303 * .1155
+    assert row["accuracy, %"] == "94.2 ± 0.5"
+    assert row["minus from scratch"] == "+4.0 ± 0.0 (3)"
+    assert row["best 3"] == ""  # it would be the mean of all
 
 
 def test_the_best_three_stand_beside_the_mean_of_all():
@@ -72,6 +79,33 @@ def test_the_figures_of_the_paper_stand_beside_ours():
     assert (row["paper: states"], row["paper: accuracy"]) == ("27.6", "96.9")
     assert row["accuracy, %"] == "not run"
     assert any(plan.source in note for note in grid.notes)
+
+
+def test_a_row_that_takes_no_step_has_no_rate():
+    cells = cells_of(figures_of("methods"))
+    assert cells["cut after training, not trained on"]["rate"] == ""
+    assert cells["cut after training, trained on"]["rate"] == "0.008"
+
+
+@pytest.mark.parametrize(
+    ("settings", "command", "words"),
+    [
+        ({"order": 8}, "select-lr methods --cpu", " It was chosen at order 8 (table methods), and is used here at every tau."),
+        ({"tau": 0.1}, "select-lr digits", " It was chosen at tau 0.1 (preset digits), and is used here at every tau."),
+        ({}, "select-lr sweep --cpu", " It was chosen at tau 0.2 (table sweep), and is used here at every tau."),
+    ],
+)  # fmt: skip
+def test_a_table_that_sweeps_says_where_its_rates_were_chosen(settings, command, words, tmp_path, monkeypatch):
+    plan = read_plan("sweep")
+    [task] = plan.tasks("cpu")
+    trial = Trial(learning_rate=4e-3, validation=(0.5,), states=((8,),))
+    base = {key: value for key, value in settings_of(task.base()).items() if key not in ("tau", "order")}
+    arms = {row.key: choose([trial]) for row in plan.rows}
+    choice = Choice(command=f"python -m paper_repro {command}", seeds=(100,), settings=base | settings, arms=arms)
+    write_choice(choice, tmp_path / "digits_methods.toml")
+    monkeypatch.setattr(graph, "CHOICES", tmp_path)
+    [note] = [note for note in make_grid(figures_of("sweep", extent=Extent("cpu"))).notes if note.startswith("digits:")]
+    assert note.endswith(f"(`python -m paper_repro {command}`).{words}")
 
 
 def test_one_rate_for_all_is_said():
