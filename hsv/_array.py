@@ -45,11 +45,18 @@ def is_array(x: object) -> bool:
     return bool(array_api_compat.is_array_api_obj(x))
 
 
-def as_arrays(names: Sequence[str], values: Sequence[Any]) -> list[Array]:
+def as_arrays(names: Sequence[str], values: Sequence[Any], *, optional: Sequence[str] = ("D",)) -> list[Array]:
     """Return the values as arrays of one library, one floating dtype and one device; numbers and lists follow the arrays among them.
 
-    Integers become double precision. ``None`` stays ``None``.
+    Integers become double precision. ``None`` stays ``None`` for the `optional` ones and is refused for all others.
     """
+    for name, value in zip(names, values, strict=True):
+        if value is None and name not in optional:
+            raise DtypeError(f"{name} must be an array of numbers, got None")
+        if type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+            raise DtypeError(
+                f"{name} has masked entries ({np.ma.count_masked(value)}), for which no number stands; fill them first, {name}.filled(0) say"
+            )
     given = [v for v in values if is_array(v)]
     if given:
         xp = namespace(*given)
@@ -70,7 +77,7 @@ def as_arrays(names: Sequence[str], values: Sequence[Any]) -> list[Array]:
                 raise DtypeError(f"{name} must hold real or complex numbers, got dtype {value.dtype}")
             arrays.append(_as_floating(xp, name, value))
         else:
-            host = np.asarray(value)
+            host = _from_list(name, value)
             if host.dtype.kind not in "biufc":
                 raise DtypeError(
                     f"{name} must be an array of numbers, got {type(value).__name__} with dtype {host.dtype}"
@@ -87,6 +94,15 @@ def as_arrays(names: Sequence[str], values: Sequence[Any]) -> list[Array]:
         xp, {"complex": "complex128" if wide else "complex64", "float": "float64" if wide else "float32"}[kind]
     )
     return [None if a is None else xp.astype(a, target, copy=False) for a in arrays]
+
+
+def _from_list(name: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ShapeError(
+            f"{name} must be an array, which this list is not: its rows differ in length ({error})"
+        ) from error
 
 
 def _as_floating(xp: Any, name: str, array: Array) -> Array:

@@ -121,7 +121,7 @@ def solve_discrete_riccati(a: Array, b: Array, q: Array, r: Array, *, s: Array |
 
 
 def _solve(a: Array, b: Array, q: Array, r: Array, s: Array | None, *, discrete: bool) -> Array:
-    a, b, q, r, s = as_arrays("abqrs", (a, b, q, r, s))
+    a, b, q, r, s = as_arrays("abqrs", (a, b, q, r, s), optional="s")
     require_square("a", a)
     n = a.shape[-1]
     check_right_hand_side("b", b, n, None, a)

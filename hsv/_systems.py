@@ -298,7 +298,8 @@ class DiagonalStateSpace(LinearSystem):
         >>> round(float(hsv.controllability_gramian(sys)[0, 0]), 2)      # 1 / (1 - exp(-2e-12))
         500000000000.5
         """
-        if _check_dt(dt) == 0:
+        dt = _check_dt(dt)
+        if dt == 0:
             raise HsvError(
                 "log_poles describe a discrete system, got dt=0; pass poles to DiagonalStateSpace for continuous time"
             )
@@ -659,14 +660,30 @@ def _most_singular(matrices: Array) -> tuple[tuple[int, ...], float]:
 
 
 def _check_dt(dt: float | bool) -> float | bool:
-    if dt is True:
+    value = _as_number(dt)
+    if value is True:
         return True
-    if dt is False or dt is None or isinstance(dt, (str, complex)) or np.ndim(dt) != 0:
+    if value is None:
         raise DtypeError(f"dt must be 0 (continuous), True (discrete) or a positive number of seconds, got {dt!r}")
-    value = float(dt)
     if not math.isfinite(value) or value < 0:
         raise HsvError(f"dt must be 0 (continuous), True (discrete) or a positive number of seconds, got {dt!r}")
     return value
+
+
+def _as_number(dt: Any) -> float | None:
+    """``True`` or a float; None for all else, ``False`` above all: is it 0 or "not discrete"?"""
+    if type(dt) is float or dt is True:
+        return dt
+    if is_array(dt) and dt.ndim == 0 and str(dt.dtype).endswith("bool"):
+        dt = bool(dt)
+    if isinstance(dt, (bool, np.bool_)):
+        return True if dt else None
+    if dt is None or isinstance(dt, (str, bytes, bytearray, complex, np.complexfloating)) or np.ndim(dt) != 0:
+        return None
+    try:
+        return float(dt)
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def _check_steps(sys: LinearSystem, n_steps: int) -> None:

@@ -182,7 +182,7 @@ class SelectiveEstimator(StreamEstimator):
             raise HsvError(
                 'x must be given with inputs="recorded"; make the estimator with inputs="white" to do without'
             )
-        arrays = as_arrays(names, (self._like, delta, B, C, x if recorded else None, weight))
+        arrays = as_arrays(names, (self._like, delta, B, C, x if recorded else None, weight), optional=("x", "weight"))
         detached: list[Any] = [None if a is None else _detached(a) for a in arrays]
         A, delta, B, C, x, weight = detached
         (d, n) = A.shape

@@ -309,7 +309,10 @@ def test_bad_arrays_are_named(arguments, error, message):
         hsv.StateSpace(*arguments, dt=True)
 
 
-@pytest.mark.parametrize("dt", [None, False, "1", 1j, [1.0]])
+@pytest.mark.parametrize(
+    "dt",
+    [None, False, np.False_, np.array(False), torch.tensor(False), "1", b"0.1", 1j, np.complex128(1), [1.0], object()],
+)
 def test_a_time_base_that_is_no_number_is_a_type_error(dt):
     with pytest.raises(hsv.DtypeError, match="dt must be 0"):
         hsv.StateSpace(ONE, ONE, ONE, dt=dt)
@@ -319,6 +322,42 @@ def test_a_time_base_that_is_no_number_is_a_type_error(dt):
 def test_a_time_base_must_be_positive(dt):
     with pytest.raises(hsv.HsvError, match="dt must be 0"):
         hsv.StateSpace(ONE, ONE, ONE, dt=dt)
+
+
+@pytest.mark.parametrize("dt", [True, np.True_, np.array(True), torch.tensor(True)])
+def test_a_truth_of_any_library_is_discrete_time(dt):
+    assert hsv.StateSpace(ONE, ONE, ONE, dt=dt).dt is True
+    assert hsv.DiagonalStateSpace.from_log_poles([-1.0], ONE, ONE, dt=dt).dt is True
+    assert hsv.StateSpace(ONE, ONE, ONE, dt=torch.tensor(0.5)).dt == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("A", lambda: hsv.StateSpace(None, ONE, ONE, dt=0)),
+        ("B", lambda: hsv.StateSpace(ONE, None, ONE, dt=0)),
+        ("poles", lambda: hsv.DiagonalStateSpace(None, ONE, ONE, dt=0)),
+        ("C", lambda: hsv.SparseStateSpace(scipy.sparse.diags_array([-1.0]), ONE, None, dt=0)),
+        ("a", lambda: hsv.solve_continuous_riccati(None, ONE, ONE, ONE)),
+        ("r", lambda: hsv.solve_discrete_riccati(ONE, ONE, ONE, None)),
+        ("q", lambda: hsv.solve_continuous_lyapunov(ONE, None)),
+        ("E", lambda: hsv.from_descriptor(None, ONE, ONE, ONE, dt=0)),
+        ("P", lambda: hsv.balancing_projection(None, ONE, 1)),
+    ],
+)
+def test_none_is_no_array(name, call):
+    with pytest.raises(hsv.DtypeError, match=f"^{name} must be an array of numbers, got None"):
+        call()
+
+
+def test_ragged_lists_and_masked_entries_are_refused():
+    with pytest.raises(hsv.ShapeError, match="B must be an array, which this list is not: its rows differ in length"):
+        hsv.StateSpace(ONE, [[1.0], [2.0, 3.0]], ONE, dt=0)
+    masked = np.ma.masked_array([[1.0, 2.0], [3.0, 4.0]], mask=[[0, 1], [0, 0]])
+    with pytest.raises(hsv.DtypeError, match=r"A has masked entries \(1\), .* A\.filled"):
+        hsv.StateSpace(masked, np.ones((2, 1)), np.ones((1, 2)), dt=0)
+    whole = hsv.StateSpace(-np.ma.masked_array(np.eye(2)), np.ones((2, 1)), np.ones((1, 2)), dt=0)
+    assert hsv.hankel_singular_values(whole)[0] == 1
 
 
 def test_dt_has_no_default():
