@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
 
+from hsv._arguments import checked_count
 from hsv._array import (
     Array,
     as_arrays,
     conjugate,
     conjugate_transpose,
     device,
+    dtype_name,
+    is_array,
+    is_complex,
     namespace,
     real,
     round_to,
@@ -24,6 +29,7 @@ from hsv._array import (
 )
 from hsv._errors import DtypeError, HsvError, ShapeError
 from hsv._nonlinear import NonlinearSystem
+from hsv._warnings import level_outside
 
 SCALES = {
     "single": (1.0,),
@@ -35,6 +41,7 @@ SCALES = {
 CENTERINGS = ("none", "steady", "trajectory", "final", "mean", "rms", "midrange")
 # Gregory's rule of order 4: what the first weights of a sum over a uniform grid are, from either end.
 _GREGORY = (3 / 8, 7 / 6, 23 / 24)
+_DRIFT = 1e-3  # of the responses: an error of some thousandths of the Gramian
 
 
 def empirical_controllability_gramian(
@@ -59,14 +66,14 @@ def empirical_controllability_gramian(
     ----------
     sys : NonlinearSystem
     times : array
-        Shape ``(T,)``, ascending, from 0: the sampling times. In discrete time the integral is a sum over them.
+        Shape ``(T,)``, ascending, from 0: the sampling times. In discrete time all steps, ``0, 1, 2, ...`` or their multiples of ``dt``, and the integral is a sum over them.
     scales : str or array
         The sizes :math:`c_h`: ``"single"`` (1), ``"linear"`` (0.25, 0.5, 0.75, 1), ``"geometric"`` (0.125 .. 1), ``"logarithmic"`` (0.001 .. 1), ``"sparse"`` (0.01, 0.5, 0.99, 1), or numbers
         ``(s,)``, or ``(s, m)`` for sizes of each input.
     rotations : array, optional
         Shape ``(r, m, m)``, orthogonal or unitary: the :math:`T_l`. By default :math:`\{I, -I\}`, perturbations of both signs.
     signal : array, optional
-        Shape ``(T,)``: takes the place of the impulse. The result is then an empirical covariance, not a Gramian.
+        Shape ``(T,)``, real: takes the place of the impulse. The result is then an empirical covariance, not a Gramian.
     centering : str
         What :math:`\bar x` is: ``"steady"`` the steady state, ``"trajectory"`` the unperturbed trajectory, ``"final"`` the last sample, ``"mean"``, ``"rms"`` or ``"midrange"`` over time,
         ``"none"`` zero.
@@ -83,7 +90,12 @@ def empirical_controllability_gramian(
     Raises
     ------
     HsvError, ShapeError, DtypeError, NonFiniteError
-        Times do not ascend, a scale is zero, a matrix is not orthogonal, a simulation diverged, or a name is not known.
+        Times do not ascend from 0 or leave out steps of a discrete system, a scale is zero, a matrix is not orthogonal, a simulation diverged, or a name is not known; `sys` is not a NonlinearSystem.
+
+    Warns
+    -----
+    UserWarning
+        With ``centering="steady"``, where the system without perturbation leaves its steady state by more than a thousandth of the responses: then it is none.
 
     Notes
     -----
@@ -254,26 +266,57 @@ def empirical_cross_gramian(
     return round_to(first @ xp.reshape(Y, (T * Y.shape[1], n)), sys.steady_state)
 
 
+def _checked_times(sys: NonlinearSystem, times: Any) -> tuple[Array, np.ndarray]:
+    """The times in the library and precision of the steady state, and on the host."""
+    advice = (
+        "for a horizon T with N steps pass linspace(0, T, N + 1)"
+        if not sys.is_discrete
+        else "for N steps pass range(N)"
+    )
+    try:
+        grid = times if is_array(times) else list(times)
+    except TypeError as error:
+        raise DtypeError(f"times must be a sequence of numbers, got {times!r}; {advice}") from error
+    checked = as_arrays(("steady_state", "times"), (real(sys.steady_state), grid))[1]
+    if is_complex(checked):
+        raise DtypeError(f"times must be real, got complex numbers; {advice}")
+    clock = to_host(checked).astype(np.float64)
+    if clock.ndim != 1 or len(clock) < 2 or not np.all(np.diff(clock) > 0) or not np.all(np.isfinite(clock)):
+        raise HsvError(f"times must be at least 2 finite numbers that ascend; {advice}")
+    if clock[0] != 0:
+        raise HsvError(f"times must begin at 0, when the perturbation comes, got {clock[0]:g}; {advice}")
+    if sys.is_discrete:
+        rounding = 16 * float(np.finfo(dtype_name(checked)).eps) * clock[-1]
+        steps = np.arange(len(clock))
+        if not any(np.all(np.abs(clock - steps * step) <= rounding) for step in (1.0, float(sys.dt))):
+            unit = "0, 1, 2, ..." + ("" if sys.dt in (True, 1) else f" or multiples of dt = {sys.dt:g}")
+            raise HsvError(
+                f"times of a discrete system must be all of its steps, {unit}, got {clock[:4].tolist()}; {advice}"
+            )
+    return checked, clock
+
+
 class _Plan:
     """The experiments of one call, in double precision: times, weights, and what is subtracted from each response."""
 
     def __init__(self, sys: NonlinearSystem, times: Any, centering: str, chunk: int, executor: Executor | None) -> None:
+        if not isinstance(sys, NonlinearSystem):
+            raise DtypeError(
+                f"sys must be a NonlinearSystem, got {type(sys).__name__}; linear systems have hsv.controllability_gramian, hsv.observability_gramian and hsv.cross_gramian with a horizon"
+            )
         if centering not in CENTERINGS:
             raise HsvError(f"centering must be one of {', '.join(map(repr, CENTERINGS))}, got {centering!r}")
-        if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-            raise HsvError(f"chunk must be an int of at least 1, got {chunk!r}")
-        self.sys, self.centering, self.chunk, self.executor = sys, centering, chunk, executor
+        if executor is not None and not callable(getattr(executor, "map", None)):
+            raise DtypeError(
+                f"executor must have a method map, as those of concurrent.futures have, or be None, got {executor!r}"
+            )
+        self.sys, self.centering, self.executor = sys, centering, executor
+        self.chunk = checked_count("chunk", chunk)
         self.like = sys.steady_state
         self.xp = namespace(self.like)
-        grid = times if hasattr(times, "ndim") else list(times)
-        self.times = as_arrays(("steady_state", "times"), (real(self.like), grid))[1]
-        clock = to_host(self.times).astype(np.float64)
-        if clock.ndim != 1 or len(clock) < 2 or not np.all(np.diff(clock) > 0) or not np.all(np.isfinite(clock)):
-            raise HsvError(
-                "times must be at least 2 finite numbers that ascend; for a horizon T with N steps pass linspace(0, T, N + 1)"
-            )
-        self.clock = clock
+        self.times, self.clock = _checked_times(sys, times)
         self.steady: tuple[Array, Array] | None = None
+        self.drifts = False
 
     def weights(self, *, pulse: bool = False) -> Array:
         """Of the samples in a sum over time, ``(T,)``."""
@@ -380,7 +423,9 @@ class _Plan:
             impulse = np.zeros(T)
             impulse[0] = 1.0 if self.sys.is_discrete else 1.0 / (self.clock[1] - self.clock[0])
             return self._array(impulse)
-        host = to_host(signal) if hasattr(signal, "ndim") else np.asarray(signal, dtype=np.float64)
+        host = to_host(signal) if is_array(signal) else np.asarray(signal)
+        if host.dtype.kind not in "iuf":
+            raise DtypeError(f"signal must hold real numbers, got {type(signal).__name__} with dtype {host.dtype}")
         if host.shape != (T,) or not np.all(np.isfinite(host)):
             raise ShapeError(f"signal must be {T} finite numbers, one for each of the times, got shape {host.shape}")
         return self._array(host.astype(np.float64))
@@ -399,7 +444,10 @@ class _Plan:
             return responses
         if centering in ("steady", "trajectory"):
             nominal = self._nominal()[kind]
-            return responses - (nominal if centering == "trajectory" else nominal[:1, :])
+            centred = responses - (nominal if centering == "trajectory" else nominal[:1, :])
+            if centering == "steady":
+                self._say_if_it_drifts(nominal, centred)
+            return centred
         if centering == "final":
             return responses - responses[:, -1:, :]
         if centering == "midrange":
@@ -410,6 +458,20 @@ class _Plan:
         if centering == "mean":
             return responses - xp.sum(share * responses, axis=1, keepdims=True)
         return responses - xp.sqrt(xp.sum(share * xp.abs(responses) ** 2, axis=1, keepdims=True))
+
+    def _say_if_it_drifts(self, nominal: Array, centred: Array) -> None:
+        """Warn, once, where the unperturbed system leaves its steady state by more than a small part of the responses."""
+        if self.drifts:
+            return
+        drift, size = (float(self.xp.max(self.xp.abs(x))) for x in (nominal - nominal[:1, :], centred))
+        if drift > _DRIFT * size:
+            self.drifts = True
+            warnings.warn(
+                f"steady_state is none with steady_input: without perturbation the system leaves it by {drift:.2g}, and responses are up to {size:.2g}; pass a better one, or "
+                "centering='trajectory'",
+                UserWarning,
+                stacklevel=level_outside(),
+            )
 
     def _nominal(self) -> tuple[Array, Array]:
         """States (T, n) and outputs (T, p) without perturbation."""

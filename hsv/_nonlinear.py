@@ -7,7 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from hsv._array import Array, as_arrays, conjugate_transpose, namespace, real, require_finite, to_host, zeros
+import numpy as np
+
+from hsv._arguments import checked_count
+from hsv._array import (
+    Array,
+    as_arrays,
+    conjugate_transpose,
+    dtype_name,
+    is_array,
+    namespace,
+    real,
+    require_finite,
+    to_host,
+    zeros,
+)
 from hsv._errors import HsvError, ShapeError
 
 RightHandSide = Callable[[Array, Array, float], Array]
@@ -88,8 +102,7 @@ class NonlinearSystem:
         -----
         Continuous time: the classical method of Runge and Kutta of order 4 with fixed steps, inputs held over each sample.
         """
-        if isinstance(steps_per_sample, bool) or not isinstance(steps_per_sample, int) or steps_per_sample < 1:
-            raise HsvError(f"steps_per_sample must be an int of at least 1, got {steps_per_sample!r}")
+        steps_per_sample = checked_count("steps_per_sample", steps_per_sample)
         observe = _state_as_output if output is None else output
         simulation = _FixedSteps(right_hand_side, observe, bool(_checked_dt(dt)), steps_per_sample)
         return cls._checked(simulation, steady_state, steady_input, dt, right_hand_side, observe, input_map)
@@ -213,6 +226,7 @@ class NonlinearSystem:
         ------
         HsvError
             The system is known by a simulation alone.
+            ``left^H right`` is not the identity, by more than the root of the rounding unit.
         ShapeError
         """
         f, g = self.right_hand_side, self.output
@@ -221,9 +235,16 @@ class NonlinearSystem:
                 "only a system of a right-hand side can be projected; make it by NonlinearSystem.from_functions"
             )
         n = self.n_states
+        _, left, right = as_arrays(("steady_state", "left", "right"), (self.steady_state, left, right))
         if tuple(left.shape) != tuple(right.shape) or left.ndim != 2 or left.shape[0] != n:
             raise ShapeError(
                 f"left and right must both have shape ({n}, r), got {tuple(left.shape)} and {tuple(right.shape)}"
+            )
+        gram = to_host(conjugate_transpose(left) @ right)
+        off = float(np.abs(gram - np.eye(gram.shape[0])).max(initial=0.0))
+        if not off <= float(np.sqrt(np.finfo(dtype_name(left)).eps)):
+            raise HsvError(
+                f"left^H right must be the identity, found one that is off by {off:.1e}; multiply left by the inverse of right^H left, or take both from hsv.balancing_projection"
             )
         xp, origin, input_map = namespace(left), self.steady_state, self.input_map
         down, up = xp.matrix_transpose(conjugate_transpose(left)), xp.matrix_transpose(right)  # (n, r), (r, n)
@@ -254,12 +275,17 @@ class _FixedSteps:
         for i in range(len(clock) - 1):
             u = inputs[:, i, :]
             x = (
-                self.f(x, u, clock[i])
+                _next(self.f, x, u, clock[i])
                 if self.discrete
                 else _runge_kutta(self.f, x, u, clock[i], clock[i + 1], self.steps)
             )
             states.append(x)
         outputs = [self.g(x, inputs[:, i, :], clock[i]) for i, x in enumerate(states)]
+        for y in outputs:
+            if not is_array(y) or y.ndim != 2 or y.shape[0] != initial_states.shape[0]:
+                raise ShapeError(
+                    f"output must return an array of shape ({initial_states.shape[0]}, p) for states {tuple(initial_states.shape)}, got {_shape_of(y)}"
+                )
         return xp.stack(states, axis=1), xp.stack(outputs, axis=1)
 
 
@@ -283,7 +309,7 @@ class _ProjectedRightHandSide:
     relative: bool
 
     def __call__(self, z: Array, u: Array, t: float) -> Array:
-        value = self.f(self.origin + z @ self.up, u, t)
+        value = _next(self.f, self.origin + z @ self.up, u, t)
         return (value - self.origin if self.relative else value) @ self.down
 
 
@@ -318,11 +344,25 @@ def _state_as_output(x: Array, u: Array, t: float) -> Array:
     return x
 
 
+def _next(f: RightHandSide, x: Array, u: Array, t: float) -> Array:
+    """``f(x, u, t)``, with the shape of ``x``: another one might be broadcast in silence."""
+    value = f(x, u, t)
+    if not is_array(value) or tuple(value.shape) != tuple(x.shape):
+        raise ShapeError(
+            f"right_hand_side must return an array of the shape of the states, {tuple(x.shape)}, got {_shape_of(value)}"
+        )
+    return value
+
+
+def _shape_of(value: object) -> str:
+    return f"shape {tuple(value.shape)}" if is_array(value) else f"{type(value).__name__}"  # type: ignore[attr-defined]
+
+
 def _runge_kutta(f: RightHandSide, x: Array, u: Array, start: float, end: float, steps: int) -> Array:
     h = (end - start) / steps
     for j in range(steps):
         t = start + j * h
-        a = f(x, u, t)
+        a = _next(f, x, u, t)
         b = f(x + 0.5 * h * a, u, t + 0.5 * h)
         c = f(x + 0.5 * h * b, u, t + 0.5 * h)
         d = f(x + h * c, u, t + h)

@@ -196,7 +196,13 @@ def test_a_trajectory_that_is_not_steady_is_its_own_centre():
         lambda x, u, t: 0.5 * x + 1 + u, steady_state=[0.0], steady_input=[0.0], dt=True
     )
     for call in (hsv.empirical_controllability_gramian, hsv.empirical_observability_gramian):
-        drifting, plain = call(sys, range(6)), call(sys, range(6), centering="trajectory")
+        with pytest.warns(
+            UserWarning, match=r"steady_state is none .*; pass a better one, or centering='trajectory'"
+        ) as said:
+            drifting = call(sys, range(6))
+        assert len(said) == 1
+        assert said[0].filename == __file__
+        plain = call(sys, range(6), centering="trajectory")
         expected = sum(0.25**k for k in range(5 + (call is hsv.empirical_observability_gramian)))
         np.testing.assert_allclose(plain, [[expected]], rtol=1e-12)
         assert drifting[0, 0] > 2 * expected
@@ -310,3 +316,58 @@ def test_inputs_that_make_no_sense_are_refused(rng):
     for chunk in (0, 1.5, True):
         with pytest.raises(hsv.HsvError, match="chunk must be an int of at least 1"):
             call(sys, range(4), chunk=chunk)
+
+
+@pytest.mark.parametrize(
+    ("times", "dt", "error", "message"),
+    [
+        (5, 0, hsv.DtypeError, "times must be a sequence of numbers, got 5; for a horizon"),
+        (None, True, hsv.DtypeError, "times must be a sequence of numbers, got None; for N steps"),
+        ([0.0, 1j], 0, hsv.DtypeError, "times must be real"),
+        ([1.0, 2.0], 0, hsv.HsvError, "times must begin at 0"),
+        (
+            [0.0, 0.5, 1.2],
+            True,
+            hsv.HsvError,
+            r"times of a discrete system must be all of its steps, 0, 1, 2, \.\.\., got",
+        ),
+        ([0, 1, 3], 0.5, hsv.HsvError, r"all of its steps, 0, 1, 2, \.\.\. or multiples of dt = 0.5"),
+    ],
+)
+def test_times_that_are_no_grid_of_the_system_are_refused(times, dt, error, message):
+    sys = hsv.NonlinearSystem.from_functions(
+        lambda x, u, t: -0.5 * x + u, steady_state=[0.0], steady_input=[0.0], dt=dt
+    )
+    for call in (
+        hsv.empirical_controllability_gramian,
+        hsv.empirical_observability_gramian,
+        hsv.empirical_cross_gramian,
+    ):
+        with pytest.raises(error, match=message):
+            call(sys, times)
+
+
+def test_steps_may_be_counted_or_timed():
+    def gramian(times):
+        sys = hsv.NonlinearSystem.from_functions(
+            lambda x, u, t: 0.5 * x + u, steady_state=[0.0], steady_input=[0.0], dt=0.1
+        )
+        return float(hsv.empirical_controllability_gramian(sys, times)[0, 0])
+
+    assert gramian(range(4)) == gramian(0.1 * np.arange(4)) == 1.3125
+
+
+def test_other_kinds_of_arguments_are_refused_by_name(rng):
+    linear = random_system(rng, n=2, m=1, p=1, complex_=False)
+    with pytest.raises(
+        hsv.DtypeError, match=r"sys must be a NonlinearSystem, got StateSpace; linear systems have hsv.contr"
+    ):
+        hsv.empirical_controllability_gramian(linear, range(4))
+    sys = as_nonlinear(linear)
+    for signal, found in (("a", "str"), (np.ones(4) * 1j, "complex128")):
+        with pytest.raises(hsv.DtypeError, match=f"signal must hold real numbers, got .*{found}"):
+            hsv.empirical_controllability_gramian(sys, range(4), signal=signal)
+    with pytest.raises(hsv.DtypeError, match=r"executor must have a method map, .* got 3"):
+        hsv.empirical_observability_gramian(sys, range(4), executor=3)
+    expected = hsv.empirical_controllability_gramian(sys, range(4))
+    np.testing.assert_array_equal(hsv.empirical_controllability_gramian(sys, range(4), chunk=np.int64(64)), expected)

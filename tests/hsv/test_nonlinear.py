@@ -162,3 +162,31 @@ def test_what_makes_no_sense_is_refused():
     explodes = make(lambda x, u, t: 1e300 * x, steady_state=[0.0], steady_input=[0.0], dt=True)
     with pytest.raises(hsv.NonFiniteError, match="the simulated states must be finite"), np.errstate(over="ignore"):
         explodes.simulate([1e300], np.zeros((3, 1)), range(3))
+
+
+def test_projections_that_are_none_are_refused():
+    left = np.array([[1.0], [0.0]])
+    with pytest.raises(hsv.HsvError, match=r"left\^H right must be the identity, found one that is off by 1.0e\+00"):
+        pendulum().project(left, 2 * left)
+    assert pendulum().project(left.tolist(), left.tolist()).n_states == 1
+
+
+@pytest.mark.parametrize("dt", [0, True])
+def test_functions_of_another_width_are_refused(dt):
+    """One state too few would be broadcast in silence."""
+
+    def system(f, g=None):
+        return hsv.NonlinearSystem.from_functions(f, g, steady_state=[0.0, 0.0], steady_input=[0.0], dt=dt)
+
+    def simulate(sys):
+        return sys.simulate(np.ones((3, 2)), np.zeros((3, 4, 1)), np.arange(4.0))
+
+    with pytest.raises(hsv.ShapeError, match=r"right_hand_side must return .* \(3, 2\), got shape \(3, 1\)"):
+        simulate(system(lambda x, u, t: -x[..., :1]))
+    with pytest.raises(hsv.ShapeError, match=r"right_hand_side must return .* \(3, 2\), got list"):
+        simulate(system(lambda x, u, t: [0.0, 0.0]))
+    with pytest.raises(hsv.ShapeError, match=r"output must return .* \(3, p\) .* got shape \(3,\)"):
+        simulate(system(lambda x, u, t: -0.1 * x, lambda x, u, t: x[..., 0]))
+    one = np.array([[1.0], [0.0]])
+    with pytest.raises(hsv.ShapeError, match="right_hand_side must return"):
+        system(lambda x, u, t: -x[..., :1]).project(one, one).simulate([1.0], np.zeros((4, 1)), np.arange(4.0))
