@@ -5,9 +5,11 @@ from __future__ import annotations
 import abc
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from hsv._array import is_array, is_complex, to_host
 from hsv._errors import DtypeError, HsvError, OrderError
 
 
@@ -134,8 +136,10 @@ class Threshold(Rule):
     relative: float
 
     def __post_init__(self) -> None:
-        if not 0 < _number("Threshold", self.relative) < 1:
+        relative = _number("Threshold", self.relative)
+        if not 0 < relative < 1:
             raise OrderError(f"Threshold is relative to the largest value and must be in (0, 1), got {self.relative!r}")
+        object.__setattr__(self, "relative", relative)
 
     def choose(self, sigma: np.ndarray) -> np.ndarray:
         return np.asarray(np.sum(sigma > self.relative * sigma[..., :1], axis=-1))
@@ -144,6 +148,8 @@ class Threshold(Rule):
 @dataclass(frozen=True)
 class ErrorBound(Rule):
     """The least order, at least 1, whose H-infinity error bound, twice the sum of the discarded values, is at most `bound` (absolute).
+
+    A number, or an array without axes of any library: ``hsv.ErrorBound(1e-3 * hsv.hinf_norm(sys))``.
 
     Examples
     --------
@@ -155,8 +161,10 @@ class ErrorBound(Rule):
     bound: float
 
     def __post_init__(self) -> None:
-        if not 0 < _number("ErrorBound", self.bound) < math.inf:
+        bound = _number("ErrorBound", self.bound)
+        if not 0 < bound < math.inf:
             raise OrderError(f"ErrorBound must be a positive finite number, got {self.bound!r}")
+        object.__setattr__(self, "bound", bound)
 
     def choose(self, sigma: np.ndarray) -> np.ndarray:
         least = np.argmax(2 * _tails(sigma) <= self.bound, axis=-1)
@@ -214,8 +222,10 @@ class PrefixShare(Rule):
     least: float
 
     def __post_init__(self) -> None:
-        if not 0 < _number("PrefixShare", self.least) <= 1:
+        least = _number("PrefixShare", self.least)
+        if not 0 < least <= 1:
             raise OrderError(f"PrefixShare is a share of a sum and must be in (0, 1], got {self.least!r}")
+        object.__setattr__(self, "least", least)
 
     def choose(self, sigma: np.ndarray) -> np.ndarray:
         return np.asarray(np.sum((sigma >= self.least * np.cumsum(sigma, axis=-1)) & (sigma > 0), axis=-1))
@@ -252,9 +262,13 @@ def _tails(values: np.ndarray) -> np.ndarray:
     return np.concatenate([sums, np.zeros((*values.shape[:-1], 1))], axis=-1)
 
 
-def _number(name: str, value: object) -> float:
+def _number(name: str, value: Any) -> float:
+    """A float, also of an array without axes: what norms and bounds come in."""
+    if is_array(value) and value.ndim == 0 and not is_complex(value):
+        value = to_host(value)[()]
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise DtypeError(f"{name} takes a number, got {value!r}")
+        hint = ": a rule serves a whole batch, reduce its systems one by one" if is_array(value) else ""
+        raise DtypeError(f"{name} takes a number, got {value!r}{hint}")
     if math.isnan(value):
         raise HsvError(f"{name} takes a number, got nan")
     return float(value)

@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Callable
 
 from hsv._array import to_host
-from hsv._errors import HsvError
+from hsv._errors import HsvError, OrderError
 from hsv._order import Rule
 from hsv._reduction import Reduction, balanced_truncation
 from hsv._split import split_unstable
-from hsv._systems import LinearSystem, stability_margin
+from hsv._systems import LinearSystem, require_system, stability_margin
+from hsv._warnings import WarnTheCaller
 
 
 def reduce_stable_part(
@@ -60,15 +61,19 @@ def reduce_stable_part(
     >>> red.system.n_states, bool(abs(red.system.poles()).max() == 2)
     (2, True)
     """
+    require_system(sys)
     if sys.batch_shape:
         raise HsvError(
             f"reduce_stable_part takes one system, got a batch {sys.batch_shape}: its systems may have different numbers of unstable poles; reduce them one by one"
         )
     n_stable = int((to_host(stability_margin(sys)) > 0).sum())
     if n_stable == 0:
-        raise HsvError("the system has no stable pole, so that there is nothing to reduce")
+        raise OrderError(
+            "the system has no stable pole, so that there is nothing to reduce; hsv.lqg_balanced_truncation reduces unstable parts"
+        )
     stable, unstable = split_unstable(sys)
-    reduced = method(stable, rule)
+    with WarnTheCaller():
+        reduced = method(stable, rule)
     if n_stable == sys.n_states:
         return dataclasses.replace(reduced, left=None, right=None)
     return dataclasses.replace(

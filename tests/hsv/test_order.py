@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+import torch
+from array_api_strict import asarray as strict
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -95,3 +97,29 @@ def test_a_rule_that_makes_no_sense_is_refused(make, error, message):
 def test_a_positional_share_is_refused():
     with pytest.raises(TypeError):
         hsv.HankelSum(0.9)
+
+
+@pytest.mark.parametrize("library", [np.asarray, np.float64, np.float32, torch.tensor, strict])
+def test_numbers_come_as_arrays_without_axes(library):
+    """As norms and bounds do."""
+    assert hsv.ErrorBound(library(0.5)) == hsv.ErrorBound(0.5)
+    assert repr(hsv.ErrorBound(library(0.5))) == "ErrorBound(bound=0.5)"
+    assert hsv.Threshold(library(0.5)) == hsv.Threshold(0.5)
+    assert hsv.PrefixShare(library(0.5)) == hsv.PrefixShare(0.5)
+    assert hsv.HankelSum(keep=library(0.5)) == hsv.HankelSum(keep=0.5)
+    with pytest.raises(hsv.OrderError, match="positive finite"):
+        hsv.ErrorBound(library(-0.5))
+
+
+@pytest.mark.parametrize("wrong", [torch.tensor([0.5]), np.array([0.5, 1.0]), np.array(0.5j), torch.tensor(True)])
+def test_a_batch_of_numbers_is_no_number(wrong):
+    with pytest.raises(hsv.DtypeError, match="ErrorBound takes a number, got"):
+        hsv.ErrorBound(wrong)
+
+
+def test_a_bound_relative_to_the_norm_of_tensors():
+    A, B, C = (
+        torch.tensor(x, dtype=torch.float64) for x in ([[-1.0, 0.0], [0.0, -100.0]], [[1.0], [1.0]], [[1.0, 1.0]])
+    )
+    sys = hsv.StateSpace(A, B, C, dt=0)
+    assert hsv.balanced_truncation(sys, hsv.ErrorBound(0.1 * hsv.hinf_norm(sys))).system.n_states == 1

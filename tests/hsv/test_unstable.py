@@ -50,8 +50,16 @@ def test_a_stable_system_is_just_reduced(rng):
     np.testing.assert_allclose(red.system.frequency_response(w), expected, atol=1e-12)
 
 
+def test_warnings_point_at_the_caller():
+    """Python shows a warning once for each line that it points at."""
+    sys = hsv.StateSpace(np.diag([1.0, -1.0, -1.0]), np.eye(3), np.eye(3), dt=0)
+    with pytest.warns(hsv.OrderWarning, match="cluster") as caught:
+        hsv.reduce_stable_part(sys, 1)
+    assert [warning.filename for warning in caught] == [__file__]
+
+
 def test_bad_input(rng):
     with pytest.raises(hsv.HsvError, match="takes one system, got a batch"):
         hsv.reduce_stable_part(random_system(rng, batch=(2,)), 1)
-    with pytest.raises(hsv.HsvError, match="no stable pole"):
+    with pytest.raises(hsv.OrderError, match="no stable pole"):
         hsv.reduce_stable_part(hsv.DiagonalStateSpace([2.0], [[1.0]], [[1.0]], dt=True), 1)
