@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import math
 import zlib
 from collections.abc import Callable, Mapping
@@ -14,6 +15,8 @@ from torch import Tensor
 
 def pack(value: Any, name: str) -> tuple[Any, dict[str, Tensor]]:
     """Return the value as JSON and the tensors in it by name, on the CPU; a tensor that stands in several places is stored once.
+
+    A tensor has the name of its place, with a number behind it where two places have one (the keys 1 and "1" of a dict, say).
 
     Parameters
     ----------
@@ -58,12 +61,16 @@ def pack(value: Any, name: str) -> tuple[Any, dict[str, Tensor]]:
             plain = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
             stored = plain.resolve_neg().cpu().contiguous()
             memory = stored.untyped_storage().data_ptr()
+            free = unused(at)
             # a part of another tensor is stored in full: files hold no shared memory
-            tensors[at] = stored.clone() if memory in memories else stored
+            tensors[free] = stored.clone() if memory in memories else stored
             memories.add(memory)
-            known = {"tensor": at, **({"complex": True} if tensor.is_complex() else {})}
+            known = {"tensor": free, **({"complex": True} if tensor.is_complex() else {})}
             seen[place] = known
         return known
+
+    def unused(at: str) -> str:
+        return at if at not in tensors else next(n for i in itertools.count(2) if (n := f"{at}~{i}") not in tensors)
 
     return put(value, name), tensors
 
@@ -93,3 +100,9 @@ def checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     # a single number counts as contiguous whatever its stride, but its bytes cannot be looked at then
     flat = {name: t.reshape(-1).as_strided((t.numel(),), (1,)) for name, t in tensors.items()}
     return {name: zlib.crc32(t.view(torch.uint8).numpy().data) for name, t in flat.items()}
+
+
+def header_checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32 of the text that is stored beside the tensors, and of the names, dtypes and shapes that these are read with."""
+    read = [f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}" for name in sorted(tensors)]
+    return str(zlib.crc32("\n".join([text, *read]).encode()))

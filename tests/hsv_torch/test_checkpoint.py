@@ -3,14 +3,25 @@ import math
 import os
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 import hsv
-from hsv_torch import LRU, SequenceModel, SequenceModelConfig
+from hsv_torch import (
+    LRU,
+    ChannelBasis,
+    InTrainingCompressor,
+    Mamba,
+    Rollback,
+    Schedule,
+    SequenceModel,
+    SequenceModelConfig,
+)
 from hsv_torch.checkpoint import (
     CheckpointError,
     layer_sizes,
@@ -34,6 +45,17 @@ def cut_and_trained(steps: int = 3):
     for step in range(1, steps):
         train_step(model, optimizer, step)
     return model, optimizer
+
+
+def rewrite(path, change=lambda header: header, rename=lambda name: name):
+    """Write a file as the first releases did: no checksum of the header, no class and shapes of the optimizer."""
+    tensors = {rename(name): tensor for name, tensor in safetensors.torch.load_file(path).items()}
+    with safetensors.safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["hsv_torch"])
+    for key in ("checksum_of_header", "optimizer_class", "optimizer_shapes"):
+        header.pop(key, None)
+    text = json.dumps(change(header))
+    safetensors.torch.save_file(tensors, path, metadata={"hsv_torch": text})
 
 
 @pytest.fixture
@@ -168,6 +190,17 @@ class TestContent:
         save_checkpoint(nn.Linear(1, 1), tmp_path / "m", extra=value)
         return load_checkpoint(tmp_path / "m").extra
 
+    def test_places_of_the_same_name(self, tmp_path):
+        model = nn.Linear(1, 1)
+        one, two, three = torch.ones(1), torch.zeros(1), torch.full((2,), 2.0)
+        extra = {"ema": {1: one, "1": two}, "a.b": one + 2, "a": {"b": three}, "a.b~2": two + 5}
+        save_checkpoint(model, tmp_path / "m", extra=extra)
+        found = load_checkpoint(tmp_path / "m").extra
+        assert found["ema"] == {1: one, "1": two}
+        assert torch.equal(found["a.b"], one + 2)
+        assert torch.equal(found["a"]["b"], three)
+        assert torch.equal(found["a.b~2"], two + 5)
+
     def test_a_tied_weight_is_stored_once(self, tmp_path):
         model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
         model[1].weight = model[0].weight
@@ -193,6 +226,9 @@ def test_a_sequence_model_is_rebuilt_from_the_file_alone(tmp_path, dtype):
     assert loaded.n_states == (16, 5)
     x = torch.ones(1, 7, 3, dtype=dtype)
     assert torch.equal(loaded.eval()(x), model.eval()(x))
+    rewrite(tmp_path / "m", lambda header: {**header, "configuration": {**config.to_dict(), "n_states": "many"}})
+    with pytest.raises(CheckpointError, match=r"says of no hsv_torch.SequenceModel how to make it: .*many"):
+        load_model(tmp_path / "m")
     save_checkpoint(nn.Linear(1, 1), tmp_path / "other")
     with pytest.raises(CheckpointError, match=r"holds no hsv_torch.SequenceModel.*load_into"):
         load_model(tmp_path / "other")
@@ -243,14 +279,57 @@ class TestBadFiles:
         ],
     )
     def test_with_a_header_that_does_not_fit(self, saved, change):
-        self.rewrite(saved[2], change)
+        rewrite(saved[2], lambda header: {**header, **change})
         self.check(saved[2], "damaged")
 
-    def rewrite(self, path, change):
-        tensors = safetensors.torch.load_file(path)
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = json.loads(file.metadata()["hsv_torch"])
-        safetensors.torch.save_file(tensors, path, metadata={"hsv_torch": json.dumps({**header, **change})})
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "{",
+            "[]",
+            "{}",
+            '"text"',
+            '{"version": 1}',
+            '{"version": 1, "checksums": {}, "content": [], "sizes": {}, "configuration": null}',
+        ],
+    )
+    def test_with_metadata_that_says_nothing(self, tmp_path, text):
+        safetensors.torch.save_file({}, tmp_path / "m", metadata={"hsv_torch": text})
+        self.check(tmp_path / "m", "damaged: what its metadata says does not fit together")
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"content": {}},
+            {"sizes": {"blocks.0.ssm": 5}},
+            {"sizes": {"blocks.0.ssm": {"n_states": "5"}}},
+            {"configuration": 3},
+            {"optimizer_shapes": []},
+        ],
+    )
+    def test_with_parts_of_other_kinds(self, saved, change):
+        rewrite(saved[2], lambda header: {**header, **change})
+        self.check(saved[2], "damaged: what its metadata says does not fit together")
+
+    def test_with_a_header_that_was_damaged(self, saved):
+        path = saved[2]
+        data = path.read_bytes()
+        end = 8 + int.from_bytes(data[:8], "little")
+        padding = end - len(data[8:end].rstrip()) - 8
+        for place in (*range(8), *range(8, end - padding, 211)):
+            changed = bytearray(data)
+            changed[place] ^= 1
+            path.write_bytes(changed)
+            with pytest.raises(CheckpointError, match=r"damaged|was not written by save_checkpoint"):
+                load_checkpoint(path)
+
+    @pytest.mark.parametrize("exchanged", [(b"hsv_torch.crc32", b"hsv_torch.crc33"), (b'"F32"', b'"I32"')])
+    def test_with_what_no_checksum_of_the_bytes_sees(self, saved, exchanged):
+        data = saved[2].read_bytes()
+        start = data.rindex(exchanged[0])
+        saved[2].write_bytes(data[:start] + exchanged[1] + data[start + len(exchanged[1]) :])
+        self.check(saved[2], "damaged: the checksum of its metadata is")
 
     def test_of_another_kind(self, tmp_path):
         safetensors.torch.save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
@@ -263,7 +342,7 @@ class TestBadFiles:
         self.check(tmp_path / "text.pt", r"text.pt \(5 bytes\) is not a whole checkpoint")
 
     def test_of_a_later_release(self, saved):
-        self.rewrite(saved[2], {"version": 2})
+        rewrite(saved[2], lambda header: {**header, "version": 2})
         self.check(saved[2], "format version 2, and this release reads 1")
 
     def test_of_another_model(self, saved):
@@ -283,6 +362,220 @@ class TestBadFiles:
         with pytest.raises(CheckpointError, match="optimizer of other groups"):
             load_into(model, saved[2], optimizer=optimizer)
         assert layer_sizes(model) == {"blocks.0.ssm": {"n_states": 16}, "blocks.1.ssm": {"n_states": 16}}
+
+
+class TestOptimizers:
+    @pytest.mark.parametrize("first_release", [False, True])
+    @pytest.mark.parametrize(("one", "other"), [("SGD", "AdamW"), ("AdamW", "SGD"), ("Adam", "RMSprop")])
+    def test_of_another_class(self, tmp_path, one, other, first_release):
+        model = classifier()
+        optimizer = getattr(torch.optim, one)(model.parameters(), lr=1e-3)
+        train_step(model, optimizer, 0)
+        save_checkpoint(model, tmp_path / "m", optimizer=optimizer)
+        message = f"of the class {one!r}, and `optimizer` is of the class {other!r}"
+        if first_release:
+            rewrite(tmp_path / "m")
+            message = f"of another class than {other!r}: its groups do not have the options"
+        fresh = classifier(seed=4)
+        fresh_optimizer = getattr(torch.optim, other)(fresh.parameters(), lr=1e-3)
+        options = dict(fresh_optimizer.param_groups[0])
+        weight = fresh.head.weight.detach().clone()
+        with pytest.raises(CheckpointError, match=message):
+            load_into(fresh, tmp_path / "m", optimizer=fresh_optimizer)
+        assert fresh_optimizer.param_groups[0] == options
+        assert not fresh_optimizer.state
+        assert torch.equal(fresh.head.weight, weight)
+        train_step(fresh, fresh_optimizer, 1)
+
+    def test_an_option_that_the_class_has_got_since(self, saved):
+        model, optimizer, path = saved
+
+        def without_the_option(header):
+            (groups,) = [value for key, value in header["content"]["optimizer"]["dict"] if key == "param_groups"]
+            for group in groups:
+                group["dict"] = [pair for pair in group["dict"] if pair[0] != "fused"]
+            return header
+
+        rewrite(path, without_the_option)
+        load_into(model, path, optimizer=optimizer)
+        assert optimizer.param_groups[0]["fused"] is None
+
+    def begin(self, *, swapped=False, shapes=((2,), (2,))):
+        """A model, two parameters of a loss, and a function that makes an optimizer of them all."""
+        torch.manual_seed(0)
+        model = nn.Sequential(Mamba(d_model=4, n_states=8), nn.Linear(4, 1))
+        own = [nn.Parameter(torch.ones(shape)) for shape in shapes]
+        given = own[::-1] if swapped else own
+        return model, own, lambda: torch.optim.AdamW([*model.parameters(), *given])
+
+    def save(self, path, **options):
+        model, (one, two), optimize = self.begin(**options)
+        optimizer, x = optimize(), torch.randn(2, 6, 4)
+        compress_(model, 4, calibration=x, criterion=ChannelBasis(), optimizer=optimizer)
+        (model(x).sum() + one.sum() + 1000 * two.sum()).backward()
+        optimizer.step()
+        save_checkpoint(model, path, optimizer=optimizer)
+        return optimizer.state[one]["exp_avg"], optimizer.state[two]["exp_avg"]
+
+    @pytest.mark.parametrize("first_release", [False, True])
+    def test_parameters_that_are_not_the_models(self, tmp_path, first_release):
+        expected = self.save(tmp_path / "m")
+        if first_release:
+            rewrite(tmp_path / "m")
+        model, own, optimize = self.begin()
+        load_into(model, tmp_path / "m")
+        optimizer = optimize()  # the parameters that the cut has added stand elsewhere in it
+        load_into(model, tmp_path / "m", optimizer=optimizer)
+        for parameter, moment in zip(own, expected, strict=True):
+            assert torch.equal(optimizer.state[parameter]["exp_avg"], moment)
+
+    def test_parameters_that_are_not_the_models_in_another_order(self, tmp_path):
+        shapes = ((2,), (3,))
+        self.save(tmp_path / "m", shapes=shapes)
+        model, _, optimize = self.begin(swapped=True, shapes=shapes)
+        load_into(model, tmp_path / "m")
+        optimizer = optimize()
+        with pytest.raises(
+            CheckpointError, match=r"parameter 0 of those that are not the model's .* shape \(3,\), and had \(2,\)"
+        ):
+            load_into(model, tmp_path / "m", optimizer=optimizer)
+        assert not optimizer.state
+
+
+@pytest.fixture(scope="module")
+def one_process():
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def compiled(model):
+    return torch.compile(model, backend="eager")
+
+
+@pytest.mark.usefixtures("one_process")
+class TestWrappers:
+    WRAPPERS = (
+        lambda model: model,
+        compiled,
+        DataParallel,
+        DistributedDataParallel,
+        lambda model: compiled(DistributedDataParallel(compiled(model))),
+    )
+    PREFIXES = ("", "_orig_mod.", "module.", "module.", "_orig_mod.module._orig_mod.")
+
+    def named_as_before(self, path, prefix):
+        """Give a file the names that the first releases gave what they saved of a wrapped model."""
+
+        def renamed(header):
+            ((_, pairs),) = header["content"]["model"].items()
+            for pair in pairs:
+                pair[0] = prefix + pair[0]
+            groups = header["content"]["optimizer_parameters"]
+            header["content"]["optimizer_parameters"] = [[prefix + name for name in group] for group in groups]
+            return {**header, "sizes": {prefix + name: size for name, size in header["sizes"].items()}}
+
+        rewrite(path, renamed)
+
+    @pytest.mark.parametrize("wrap", WRAPPERS)
+    def test_of_the_saved_model_do_not_matter(self, tmp_path, wrap):
+        model, optimizer = cut_and_trained()
+        save_checkpoint(wrap(model), tmp_path / "m", optimizer=optimizer)
+        stored = load_checkpoint(tmp_path / "m")
+        assert stored.sizes == layer_sizes(model) == layer_sizes(wrap(model))
+        assert list(stored.model) == list(model.state_dict())
+        assert "blocks.0.ssm.theta" in stored.optimizer_parameters[0]
+
+    @pytest.mark.parametrize("prefix", PREFIXES)
+    @pytest.mark.parametrize("wrap", WRAPPERS)
+    def test_either_may_be_wrapped(self, tmp_path, wrap, prefix):
+        model, optimizer = cut_and_trained()
+        save_checkpoint(model, tmp_path / "m", optimizer=optimizer)
+        self.named_as_before(tmp_path / "m", prefix)
+        fresh = classifier(seed=2)
+        fresh_optimizer = torch.optim.AdamW(fresh.parameters())
+        trained = wrap(fresh)
+        load_into(trained, tmp_path / "m", optimizer=fresh_optimizer)
+        assert layer_sizes(fresh) == {"blocks.0.ssm": {"n_states": 5}, "blocks.1.ssm": {"n_states": 7}}
+        for name, value in model.state_dict().items():
+            assert torch.equal(fresh.state_dict()[name], value)
+        for p, q in zip(model.parameters(), fresh.parameters(), strict=True):
+            assert torch.equal(optimizer.state[p]["exp_avg"], fresh_optimizer.state[q]["exp_avg"])
+
+    def test_processes_reduce_the_gradients_of_the_new_parameters(self, saved):
+        fresh = classifier()
+        trained = DistributedDataParallel(fresh)
+        optimizer = torch.optim.AdamW(fresh.parameters())
+        load_into(trained, saved[2], optimizer=optimizer)
+        for step in range(3):  # without a new reducer the second one raises
+            train_step(trained, optimizer, step)
+
+    @pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod."])
+    def test_a_sequence_model_is_rebuilt(self, tmp_path, prefix):
+        config = SequenceModelConfig(
+            layer="lru", d_model=4, n_states=16, head="regression", n_outputs=2, n_inputs=3, n_blocks=1
+        )
+        model = SequenceModel(config)
+        compress_(model, 5)
+        save_checkpoint(compiled(model), tmp_path / "m", optimizer=torch.optim.AdamW(model.parameters()))
+        assert load_model(tmp_path / "m").n_states == (5,)
+        self.named_as_before(tmp_path / "m", prefix)
+        assert load_model(tmp_path / "m").n_states == (5,)
+
+    def test_a_model_with_a_part_of_a_wrappers_name(self, tmp_path):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.module = LRU(2, 8)
+
+        model, fresh = Net(), Net()
+        compress_(model, 3)
+        save_checkpoint(DataParallel(model), tmp_path / "m")
+        assert list(load_checkpoint(tmp_path / "m").sizes) == ["module"]
+        load_into(fresh, tmp_path / "m")
+        assert fresh.module.n_states == 3
+
+    def test_a_bare_layer(self, tmp_path):
+        layer, fresh = LRU(2, 8), LRU(2, 8)
+        optimizer = torch.optim.AdamW(layer.parameters())
+        compress_(layer, 3, optimizer=optimizer)
+        save_checkpoint(layer, tmp_path / "m", optimizer=optimizer)
+        load_into(compiled(fresh), tmp_path / "m")
+        assert fresh.n_states == 3
+
+    def test_sizes_go_by_the_names_of_the_wrapper_too(self):
+        model = classifier()
+        for prefix, size in (("module.", 3), ("", 4)):
+            resize_layers(DataParallel(model), {f"{prefix}blocks.0.ssm": {"n_states": size}})
+            assert layer_sizes(model)["blocks.0.ssm"] == {"n_states": size}
+
+
+def test_a_run_that_a_first_release_saved_goes_on():
+    """The file was written by the commit 537bfb9, from torch.compile(model), after 5 of 10 steps."""
+    path = Path(__file__).parent / "data/checkpoint_of_a_first_release.safetensors"
+    torch.manual_seed(1)
+    model = nn.Sequential(LRU(2, 6), nn.Linear(2, 1))
+    own = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = torch.optim.AdamW([*model.parameters(), *own], lr=1e-2)
+    guard = Rollback(lambda: 0.5, max_drop=0.1)
+    compressor = InTrainingCompressor(
+        model, optimizer, rule=[4, 2], schedule=Schedule(10, at=(2, 8)), guard=guard, min_reduction=0.0
+    )
+    compressor.load_state_dict(load_into(model, path, optimizer=optimizer))
+    assert compressor.steps == 5
+    assert model[0].n_states == 4
+    assert [optimizer.state[p]["exp_avg"][0].sign().item() for p in own] == [1.0, -1.0]
+    with torch.no_grad():  # these are no part of the file
+        own[0].fill_(0.9499), own[1].fill_(1.0499)
+    while compressor.steps < 10:
+        x = torch.randn(3, 5, 2, generator=torch.Generator().manual_seed(compressor.steps))
+        optimizer.zero_grad()
+        (model(x).square().mean() + own[0].square().sum() + 100 * (own[1] - 3).square().sum()).backward()
+        optimizer.step()
+        compressor.step()
+    assert model[0].n_states == 2
+    expected = torch.tensor([[-0.4915294349193573, 0.3116716146469116]])  # of that run itself
+    assert torch.allclose(model[1].weight, expected, rtol=1e-4)
 
 
 def test_resize_of_an_unknown_layer():
