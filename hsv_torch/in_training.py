@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 import hsv
-from hsv import HsvError
+from hsv import DtypeError, HsvError
 from hsv_torch.adapters import Cut, Observation, Replaced, adapter_of
 from hsv_torch.allocation import Budget, Sizes, margin
 from hsv_torch.calibration import Forward, check_calibration, observe
-from hsv_torch.checkpoint import layer_sizes, resize_layers
+from hsv_torch.checkpoint import resize_layers, sizes_of
 from hsv_torch.clock import StepClock
 from hsv_torch.compress import (
     KeepsTooManyError,
@@ -52,6 +54,23 @@ from hsv_torch.snapshot import (
     pack_systems,
     unpack_systems,
     without_trace,
+)
+
+_STATE_KEYS = (
+    "schedule",
+    "steps",
+    "attempts_made",
+    "sizes",
+    "history",
+    "systems",
+    "waiting",
+    "delay",
+    "abandoned",
+    "halvings",
+    "retry",
+    "rewarmed",
+    "ready",
+    "pending",
 )
 
 AnyRule: TypeAlias = hsv.Rule | int | Budget
@@ -90,7 +109,8 @@ class InTrainingCompressor:
         The optimizer that trains them. Its moments are carried, and so are gradients that have been accumulated and not yet used.
     rule
         See :func:`hsv_torch.compress_`; it is applied again at every attempt, so that losses compound. A list has a rule for each attempt, and a function
-        ``rule(attempt, attempts)`` returns it, the first attempt being 1. A :class:`Budget` is approached in equal ratios and met at the last attempt.
+        ``rule(attempt, attempts)`` returns it, the first attempt being 1: it is asked for every attempt when the compressor is made, so that an impossible
+        rule is found then, and again at each attempt. A :class:`Budget` is approached in equal ratios and met at the last attempt.
     schedule
         When attempts are made.
     criterion, layers, calibration, forward
@@ -457,7 +477,7 @@ class InTrainingCompressor:
             copies=self._cutter.copies,
             offload=self.guard.offload,
         )
-        sizes = {name: size for name, size in layer_sizes(self.model).items() if name in plans}
+        sizes = sizes_of({name: plan.layer for name, plan in plans.items()})
         systems = dict(self._systems)
         try:
             before, seconds = self._evaluate()
@@ -569,7 +589,7 @@ class InTrainingCompressor:
             "schedule": [self.schedule.total_steps, list(self.schedule.steps)],
             "steps": self._steps,
             "attempts_made": self._attempts_made,
-            "sizes": {name: size for name, size in layer_sizes(self.model).items() if name in self._layers},
+            "sizes": sizes_of(dict(self._named_layers())),
             "history": self.history.to_dict(),
             "systems": _packed(self._systems),
             "waiting": self._waiting,
@@ -599,58 +619,94 @@ class InTrainingCompressor:
         Raises
         ------
         HsvError
-            If the state is of another schedule, or of a model with other layers.
+            If the state is of another schedule, or of a model with other layers; or it was saved while the guard had yet to decide, and this compressor has
+            no guard or other objects in `state`. Compressor, model and optimizer are then as they were.
         """
-        own = [self.schedule.total_steps, list(self.schedule.steps)]
-        if state.get("version") != 1:
+        self._check_state(state)
+        meter = copy.copy(self._meter)  # loading assigns, and leaves what this one has as it is
+        try:
+            history = History.from_dict(state["history"])
+            systems = _unpacked(state["systems"])
+            if meter is not None:
+                meter.load_state_dict(state["ready"])
+            flags = {key: bool(state[key]) for key in ("waiting", "abandoned", "retry")}
+            numbers = {key: int(state[key]) for key in ("delay", "halvings", "rewarmed", "steps", "attempts_made")}
+            pending = None if state["pending"] is None else self._unpacked_pending(state["pending"])
+        except HsvError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise HsvError(
-                f"`state` is no state of an InTrainingCompressor that this release reads (version {state.get('version')!r})"
-            )
+                f"`state` is damaged, or not what `state_dict` returned: its parts do not fit together: {error!r}"
+            ) from error
+        before = self._placements()
+        try:
+            resize_layers(self.model, state["sizes"], self.optimizer)
+            self._cutter.resize_copies(state["sizes"])
+            self._ranks.rebuild()
+        except BaseException:
+            for placement in before:
+                placement.restore()
+            raise
+        self._meter, self._pending, self._systems = meter, pending, systems
+        self._waiting, self._abandoned, self._retry = flags["waiting"], flags["abandoned"], flags["retry"]
+        self._delay, self._halvings, self._rewarm.made = numbers["delay"], numbers["halvings"], numbers["rewarmed"]
+        self._steps, self._attempts_made = numbers["steps"], numbers["attempts_made"]
+        self._initial_sizes = dict(history.initial_sizes)
+        self._events = list(history.events)
+        self._due = self._next_due()
+        self._clock = StepClock(history.steps_timed, history.step_seconds)
+
+    def _check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise if the state cannot be one of this compressor's."""
+        if not isinstance(state, Mapping) or state.get("version") != 1:
+            found = f"version {state.get('version')!r}" if isinstance(state, Mapping) else type(state).__qualname__
+            raise HsvError(f"`state` is no state of an InTrainingCompressor that this release reads ({found})")
+        missing = [key for key in _STATE_KEYS if key not in state]
+        if missing:
+            raise HsvError(f"`state` is no whole state of an InTrainingCompressor: it lacks {missing}")
+        own = [self.schedule.total_steps, list(self.schedule.steps)]
         if list(state["schedule"]) != own:
             raise HsvError(
                 f"`state` was saved with the schedule {state['schedule']}, and this compressor has {own}; make it with that one"
             )
-        history = History.from_dict(state["history"])
-        if set(history.initial_sizes) != set(self._layers):
+        stored_layers = state["history"]["initial_sizes"]
+        if set(stored_layers) != set(self._layers):
             raise HsvError(
-                f"`state` was saved for the layers {sorted(history.initial_sizes)}, and this compressor cuts {sorted(self._layers)}"
+                f"`state` was saved for the layers {sorted(stored_layers)}, and this compressor cuts {sorted(self._layers)}"
             )
         if (state["ready"] is None) != (self._meter is None):
             raise HsvError(
                 f"`state` was saved {'without' if state['ready'] is None else 'with'} `ready`, and this compressor was made "
                 f"{'without' if self._meter is None else 'with'} it"
             )
-        if self._meter is not None:
-            self._meter.load_state_dict(state["ready"])
-        self._waiting, self._delay = bool(state["waiting"]), int(state["delay"])
-        self._abandoned = bool(state["abandoned"])
-        self._halvings, self._retry = int(state["halvings"]), bool(state["retry"])
-        self._rewarm.made = int(state["rewarmed"])
-        pending = state["pending"]
-        self._pending = None if pending is None else self._unpacked_pending(pending)
-        resize_layers(self.model, state["sizes"], self.optimizer)
-        self._cutter.resize_copies(state["sizes"])
-        self._ranks.rebuild()
-        self._initial_sizes = dict(history.initial_sizes)
-        self._events = list(history.events)
-        self._steps = int(state["steps"])
-        self._attempts_made = int(state["attempts_made"])
-        self._systems = _unpacked(state["systems"])
-        self._due = self._next_due()
-        self._clock = StepClock(history.steps_timed, history.step_seconds)
+        if state["pending"] is not None and self.guard is None:
+            raise HsvError(
+                f"`state` was saved while the guard had yet to decide, at step {state['pending']['decision_step']}, on a cut, and this compressor was made "
+                "without `guard`; make it with the one that it had"
+            )
+
+    def _placements(self) -> list[Placement]:
+        """What stands where in the model, the optimizer and the copies of the model."""
+        layers = [layer for _, layer in self._named_layers()]
+        copies = self._cutter.copies
+        return [
+            Placement(self.model, self.optimizer, layers),
+            *(Placement(copied, None, copied.modules()) for copied in copies),
+        ]
 
     def _unpacked_pending(self, pending: Mapping[str, Any]) -> _Pending:
         """Rebuild the snapshot at the sizes of before the cut, and leave the model as it is."""
-        layers = [layer for _, layer in self._named_layers()]
-        copies = self._cutter.copies
-        now = [
-            Placement(self.model, self.optimizer, layers),
-            *(Placement(copy, None, copy.modules()) for copy in copies),
-        ]
+        now = self._placements()
         try:
             resize_layers(self.model, pending["sizes"], self.optimizer)
             self._cutter.resize_copies(pending["sizes"])
-            snapshot = Snapshot.take(self.model, self.optimizer, layers=layers, objects=self._objects, copies=copies)
+            snapshot = Snapshot.take(
+                self.model,
+                self.optimizer,
+                layers=[layer for _, layer in self._named_layers()],
+                objects=self._objects,
+                copies=self._cutter.copies,
+            )
             snapshot.load_values(pending["snapshot"])
         finally:
             for placement in now:
@@ -716,7 +772,12 @@ def _checked_rules(
 ) -> Callable[[int], hsv.Rule | Budget]:
     """The rule of each attempt, from 1."""
 
-    def checked_rule(rule: AnyRule) -> hsv.Rule | Budget:
+    def checked_rule(rule: AnyRule | type) -> hsv.Rule | Budget:
+        if isinstance(rule, type):
+            raise DtypeError(
+                f"`rule` must be a rule, an int or a function of the attempt, got the class {rule.__qualname__}; make one of it, as "
+                f"{rule.__qualname__}(...)"
+            )
         found = check_rule(rule)
         if ranks.split and isinstance(found, Budget) and found.unit == "seconds":
             raise HsvError(
@@ -732,11 +793,38 @@ def _checked_rules(
                 f"`rule` is a list of {len(rules)} rules, and the schedule has {schedule.attempts} attempts; give one for each"
             )
         return lambda attempt: rules[attempt - 1]
-    if callable(rule):
-        function = rule
-        return lambda attempt: checked_rule(function(attempt, schedule.attempts))
+    if callable(rule) and not isinstance(rule, type):
+        asked = _asked(rule, schedule.attempts, checked_rule)
+        for attempt in range(1, schedule.attempts + 1):
+            asked(attempt)
+        return asked
     same = checked_rule(rule)
     return lambda attempt: same
+
+
+def _asked(
+    rule: RuleOfAttempt, attempts: int, check: Callable[[AnyRule], hsv.Rule | Budget]
+) -> Callable[[int], hsv.Rule | Budget]:
+    """The function of an attempt that asks `rule`; what comes of a bad one says so."""
+    try:
+        inspect.signature(rule).bind(1, attempts)
+    except TypeError as error:
+        raise DtypeError(
+            f"`rule` is called as rule(attempt, attempts), and {rule!r} cannot be: {error}; give it these two arguments"
+        ) from error
+    except ValueError:  # a function that does not say what it takes
+        pass
+
+    def ask(attempt: int) -> hsv.Rule | Budget:
+        try:
+            return check(rule(attempt, attempts))
+        except Exception as error:
+            error.add_note(
+                f"this came of `rule`, called as rule({attempt}, {attempts}); it is asked for every attempt when the compressor is made, and again at each"
+            )
+            raise
+
+    return ask
 
 
 def _checked_objects(state: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -282,32 +282,64 @@ class Snapshot:
         }
 
     def load_values(self, state: Mapping[str, Any]) -> None:
-        """Make this snapshot of the same places hold the values of `state`, without touching the places."""
+        """Make this snapshot of the same places hold the values of `state`, without touching the places.
+
+        Raises
+        ------
+        HsvError
+            The state is of another model or optimizer, or other objects are kept beside them; the snapshot is as it was.
+        """
         named = dict(_named_tensors(self.placement))
-        if set(named) != set(state["model"]):
-            differing = sorted(set(named) ^ set(state["model"]))
-            raise HsvError(f"the stored state belongs to another model: it differs in {differing[:5]}")
+        self._check_fits(named, state)
         values = {
             id(tensor): (tensor, local(part_of(deep_copy(state["model"][name]), tensor)).to(local(tensor)))
             for name, tensor in named.items()
         }
-        self.values = list(values.values())
-        self.gradients = [(parameter, None) for parameter, _ in self.gradients]
-        parameters = {place: held for held, place in _optimizer_places(self.placement, objects=True).items()}
-        self.placement.states = {
-            parameters[place]: parts_of_state(deep_copy(kept), parameters[place])
-            for place, kept in state["optimizer"].items()
-        }
-        for group, options in zip(self.placement.groups, state["options"], strict=True):
-            group.update(deep_copy(options))
-        self.modes = [(module, mode) for (module, _), mode in zip(self.modes, state["modes"], strict=True)]
-        self.random = RandomState.from_state_dict(state["random"])
-        self.object_states = {
+        random_state = RandomState.from_state_dict(state["random"])
+        object_states = {
             name: parts_of_model(kept, self.objects[name].state_dict())
             if isinstance(self.objects[name], nn.Module)
             else kept
             for name, kept in deep_copy(dict(state["objects"])).items()
         }
+        parameters = {place: held for held, place in _optimizer_places(self.placement, objects=True).items()}
+        states = {
+            parameters[place]: parts_of_state(deep_copy(kept), parameters[place])
+            for place, kept in state["optimizer"].items()
+        }
+        self.values = list(values.values())
+        self.gradients = [(parameter, None) for parameter, _ in self.gradients]
+        self.placement.states = states
+        for group, options in zip(self.placement.groups, state["options"], strict=True):
+            group.update(deep_copy(options))
+        self.modes = [(module, mode) for (module, _), mode in zip(self.modes, state["modes"], strict=True)]
+        self.random = random_state
+        self.object_states = object_states
+
+    def _check_fits(self, named: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        if set(named) != set(state["model"]):
+            differing = sorted(set(named) ^ set(state["model"]))
+            raise HsvError(f"the stored state belongs to another model: it differs in {differing[:5]}")
+        for name, tensor in named.items():
+            if state["model"][name].shape != tensor.shape:
+                raise HsvError(
+                    f"the stored state belongs to another model: {name!r} has the shape {tuple(state['model'][name].shape)} there, and "
+                    f"{tuple(tensor.shape)} here"
+                )
+        if set(self.objects) != set(state["objects"]):
+            raise HsvError(
+                f"the stored state has that of the objects {sorted(state['objects'])}, and `state` has {sorted(self.objects)}: give it the same ones"
+            )
+        unknown = set(state["optimizer"]) - set(_optimizer_places(self.placement).values())
+        if len(state["options"]) != len(self.placement.groups) or unknown:
+            raise HsvError(
+                f"the stored state is of an optimizer of {len(state['options'])} groups, and this one has {len(self.placement.groups)}"
+                + (f"; it has no parameters at {sorted(unknown)[:5]} (group.position)" if unknown else "")
+            )
+        if len(state["modes"]) != len(self.modes):
+            raise HsvError(
+                f"the stored state is of a model of {len(state['modes'])} modules, and this one has {len(self.modes)}"
+            )
 
 
 def _named_tensors(placement: Placement) -> Iterator[tuple[str, Tensor]]:

@@ -18,7 +18,7 @@ from hsv_torch.guard import Rollback
 from hsv_torch.history import History
 from hsv_torch.in_training import InTrainingCompressor
 from hsv_torch.optimizer import UnknownOptimizerError
-from hsv_torch.schedule import Schedule
+from hsv_torch.schedule import LossFalls, Schedule
 from tests.hsv_torch.models import batch, classifier, train_step
 from tests.hsv_torch.toy_layer import Decays, third_party  # noqa: F401  (a fixture)
 
@@ -764,8 +764,67 @@ class TestResume:
             make(layers=["blocks.1.ssm"])[2].load_state_dict(make()[2].state_dict())
 
     def test_of_something_else(self):
-        with pytest.raises(hsv.HsvError, match="is no state of an InTrainingCompressor"):
-            make()[2].load_state_dict({"last_epoch": 3})
+        for state in ({"last_epoch": 3}, None):
+            with pytest.raises(hsv.HsvError, match="is no state of an InTrainingCompressor"):
+                make()[2].load_state_dict(state)
+
+    def test_of_half_a_state(self):
+        with pytest.raises(
+            hsv.HsvError, match=r"no whole state of an InTrainingCompressor: it lacks \['schedule', 'steps'"
+        ):
+            make()[2].load_state_dict({"version": 1})
+
+    def pending(self):
+        return Training(lambda t: rude_metrics([0.9, 0.5])(t, after_steps=4)).run(8).compressor.state_dict()
+
+    def refused(self, training, state, message):
+        """Check that nothing has changed, either."""
+        before, placed = training.compressor.state_dict(), dict(training.model.named_parameters())
+        with pytest.raises(hsv.HsvError, match=message):
+            training.compressor.load_state_dict(state)
+        after = training.compressor.state_dict()
+        before["history"].pop("step_seconds"), after["history"].pop("step_seconds")
+        assert after == before
+        assert all(placed[name] is p for name, p in training.model.named_parameters())
+        assert all(
+            a is b
+            for a, b in zip(training.optimizer.param_groups[0]["params"], training.model.parameters(), strict=True)
+        )
+        training.run(5)  # it goes on
+
+    def test_of_an_open_decision_without_a_guard(self):
+        self.refused(Training(), self.pending(), "the guard had yet to decide, at step 10, .* made without `guard`")
+
+    def test_of_an_open_decision_with_other_objects(self):
+        state = self.pending()
+        del state["pending"]["snapshot"]["objects"]["ema"]
+        training = Training(lambda t: rude_metrics([0.9])(t, after_steps=4))
+        self.refused(training, state, r"objects \['generator', 'loader', 'scheduler'\], and `state` has \['ema', ")
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"sizes": {"none such": {"n_states": 3}}}, "sizes are stored for the layers"),
+            ({"steps": "many"}, "`state` is damaged"),
+            ({"attempts_made": None}, "`state` is damaged"),
+            ({"systems": {"steps": {}}}, "`state` is damaged.*KeyError"),
+            ({"history": {"initial_sizes": {"blocks.0.ssm": 16, "blocks.1.ssm": 16}}}, "`state` is damaged"),
+        ],
+    )
+    def test_of_a_damaged_state(self, change, message):
+        self.refused(Training(), {**Training().run(8).compressor.state_dict(), **change}, message)
+
+    def test_a_late_failure_leaves_what_waits_for_the_loss_as_it_was(self):
+        def begin():
+            return make(ready=LossFalls(to=0.5))[2]
+
+        first, second = begin(), begin()
+        for _ in range(3):
+            first.step(1.0)
+        before = second.state_dict()
+        with pytest.raises(hsv.HsvError, match="sizes are stored for the layers"):
+            second.load_state_dict({**first.state_dict(), "sizes": {"none such": {"n_states": 3}}})
+        assert second.state_dict()["ready"] == before["ready"]
 
 
 def test_repr_says_where_it_is():

@@ -94,8 +94,9 @@ class TestRules:
             return 12 // attempt
 
         model, optimizer, compressor = make(rule=rule)
+        assert asked == [(1, 2), (2, 2)]  # an impossible one is found here
         run(model, optimizer, compressor)
-        assert asked == [(1, 2), (2, 2)]
+        assert asked == [(1, 2), (2, 2)] * 2
         assert sizes(model) == [6, 6]
 
     def test_a_budget_is_approached_in_equal_ratios_and_met_at_the_end(self):
@@ -121,6 +122,22 @@ class TestRules:
             make(rule="all")
         with pytest.raises(TypeError, match="`sizes` must be"):
             make(sizes={"floor": 3})
+
+    @pytest.mark.parametrize("rule", [hsv.HankelSum, [4, hsv.HankelSum], lambda attempt, attempts: hsv.HankelSum])
+    def test_a_class_is_no_rule(self, rule):
+        with pytest.raises(hsv.DtypeError, match=r"got the class HankelSum; make one of it, as HankelSum\(\.\.\.\)"):
+            make(rule=rule)
+
+    def test_a_function_of_other_arguments(self):
+        with pytest.raises(hsv.DtypeError, match=r"`rule` is called as rule\(attempt, attempts\).*too many positional"):
+            make(rule=lambda attempt: 4)
+        make(rule=lambda *attempts: 4)
+
+    @pytest.mark.parametrize("bad", [0.9, None, 0])
+    def test_a_function_that_returns_no_rule(self, bad):
+        with pytest.raises(hsv.HsvError) as caught:
+            make(rule=lambda attempt, attempts: 4 if attempt == 1 else bad)
+        assert "called as rule(2, 2)" in caught.value.__notes__[0]
 
 
 class TestGuard:

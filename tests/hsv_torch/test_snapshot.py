@@ -81,6 +81,30 @@ def test_values_of_another_model_are_refused():
         Snapshot.take(classifier(), None).load_values(stored)
 
 
+def test_values_of_another_size_are_refused():
+    stored = Snapshot.take(classifier(n_states=5), None).state_dict()
+    with pytest.raises(hsv.HsvError, match=r"another model: 'blocks.0.ssm.nu_log' has the shape \(5,\) there"):
+        Snapshot.take(classifier(), None).load_values(stored)
+
+
+def test_values_of_other_objects_are_refused():
+    model = classifier()
+    stored = Snapshot.take(model, None, objects={"a": nn.Linear(1, 1)}).state_dict()
+    with pytest.raises(hsv.HsvError, match=r"the objects \['a'\], and `state` has \['b'\]"):
+        Snapshot.take(model, None, objects={"b": nn.Linear(1, 1)}).load_values(stored)
+
+
+def test_values_of_another_optimizer_are_refused():
+    model = classifier()
+    one, two = (torch.optim.AdamW(groups) for groups in (model.parameters(), [{"params": [p]} for p in model.parameters()]))  # fmt: skip
+    train_step(model, two, 0)
+    stored = Snapshot.take(model, two).state_dict()
+    with pytest.raises(
+        hsv.HsvError, match=r"an optimizer of \d+ groups, and this one has 1; it has no parameters at \['1.0'"
+    ):
+        Snapshot.take(model, one).load_values(stored)
+
+
 def test_random_state_goes_through_a_file(tmp_path):
     state = RandomState.take()
     torch.save(state.state_dict(), tmp_path / "random.pt")
