@@ -11,6 +11,7 @@ from paper_repro.results import write_atomically
 from paper_repro.tables.claims import CLAIMS, claim_words
 from paper_repro.tables.collected import RESULTS, collected_path
 from paper_repro.tables.grid import NOT_RUN
+from paper_repro.tables.pictures import read_caption
 from paper_repro.tables.plan import VARIANTS, read_plan
 from paper_repro.tables.show import kept_figures
 from paper_repro.tables.summary import make_grid
@@ -70,8 +71,11 @@ def _table(name: str, variant: str, results: Path) -> str:
 
 
 def _pictures(prefix: str, beside: Path) -> str:
-    """Return the pictures that begin with `prefix`, as Markdown."""
+    """Return the pictures that begin with `prefix`, each with its caption below, as Markdown."""
     found = sorted(
         path for path in (beside / PICTURES).glob("*.svg") if path.stem == prefix or path.stem.startswith(f"{prefix}_")
     )
-    return "\n\n".join(f"![{path.stem.replace('_', ' ')}]({os.path.join(PICTURES, path.name)})" for path in found)
+    captions = {path: read_caption(path) for path in found}
+    return "\n\n".join(
+        f"![{title}]({os.path.join(PICTURES, path.name)})\n\n*{caption}*" for path, (title, caption) in captions.items()
+    )

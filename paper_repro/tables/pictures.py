@@ -1,8 +1,11 @@
-"""Pictures of the tables, each from the results that are kept; they can be read on white and on dark pages."""
+"""Pictures of the tables, each from the results that are kept, with captions; they can be read on white and on dark pages."""
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +14,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from paper_repro import ranking
-from paper_repro.results import RunResult
-from paper_repro.statistics import Summary, summarise
+from paper_repro.errors import ResultError
+from paper_repro.results import RunResult, Spectrum
+from paper_repro.statistics import summarise
 from paper_repro.tables.collected import RESULTS, collected_variants
 from paper_repro.tables.plan import plan_names, read_plan
 from paper_repro.tables.show import kept_figures
@@ -46,6 +50,18 @@ WIDTH, HEIGHT = 5.6, 3.6  # inches; a page scales it to its width
 RANKING = "ranking"
 FAR_BELOW = 10  # distances from the lower quartile to the median
 SMALLEST_SHOWN = 1e-6  # of the largest Hankel value
+MOST = 100.0  # per cent: no axis of accuracies, and no bar, goes beyond
+OPEN_MARKS = "open marks: single seeds"
+FAINT_LINES = f"faint lines: single runs; dotted line: {ranking.EARLY:.0%} of the steps".replace("%", " %")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure, what it shows in a few words for those who do not see it, and the caption below it: what is on the axes and what the marks are."""
+
+    figure: Figure
+    title: str
+    caption: str
 
 
 def draw_all(
@@ -65,62 +81,70 @@ def draw_all(
             for kind, draw in PICTURES[plan.name].items():
                 for task in figures.tasks:
                     with mpl.rc_context(STYLE):
-                        figure = draw(figures, task)
-                    if figure is not None:
+                        picture = draw(figures, task)
+                    if picture is not None:
                         drawn.append(
-                            _save(figure, directory / f"{plan.name}_{variant}_{_file_name(task)}_{kind}.{extension}")
+                            _save(picture, directory / f"{plan.name}_{variant}_{_file_name(task)}_{kind}.{extension}")
                         )
     path = results / f"{RANKING}.json"
     if path.is_file() and (tables is None or RANKING in tables):
         rankings = ranking.read_rankings(path)
-        for kind, picture in ((RANKING, ranking_over_training), ("weyl", changes_and_bounds)):
+        for kind, draw_rankings in ((RANKING, ranking_over_training), ("weyl", changes_and_bounds)):
             with mpl.rc_context(STYLE):
-                drawn.append(_save(picture(rankings), directory / f"{kind}.{extension}"))
+                drawn.append(_save(draw_rankings(rankings), directory / f"{kind}.{extension}"))
     return drawn
 
 
-def accuracy_against_states(figures: TableFigures, task: str) -> Figure | None:
+def read_caption(path: Path) -> tuple[str, str]:
+    """Return the title and the caption that :func:`draw_all` wrote into an SVG file.
+
+    Raises
+    ------
+    ResultError
+        If it has none.
+    """
+    text = path.read_text(encoding="utf-8")
+    found = [re.search(rf"<dc:{name}>(.*?)</dc:{name}>", text, re.DOTALL) for name in ("title", "description")]
+    title, caption = (match and html.unescape(match[1]) for match in found)
+    if not title or not caption:
+        raise ResultError(
+            f"{path} has no caption; draw it again with `python -m paper_repro figures --into {path.parent}`, or remove it if no results of it are kept"
+        )
+    return title, caption
+
+
+def accuracy_against_states(figures: TableFigures, task: str) -> Picture | None:
     """Draw the accuracy of the rows that are of several sizes over their states, and the full model as a line."""
     groups = [[row for row in _run_rows(figures, task) if row.cell.row.key == key] for key in MARKERS]
     groups = [group for group in groups if group]
     if not groups:
         return None
     figure, axes = _axes()
-    _full_line(axes, figures, task)
+    line = _full_line(axes, figures, task)
+    low, high = _limits(_run_rows(figures, task))
     for group in groups:
         rows = sorted(group, key=lambda row: row.states or 0)
         key = rows[0].cell.row.key
         means = [
             summarise([float(count) for run in row.runs.values() for count in run.states_after]).mean for row in rows
         ]
-        axes.errorbar(
-            means,
-            [100 * _mean(row) for row in rows],
-            yerr=_halves(rows),
-            color=COLOURS[key],
-            marker=MARKERS[key],
-            capsize=2,
-            linewidth=1.3,
-            label=rows[0].cell.row.label,
-        )
+        _means(axes, means, rows, key, low, linewidth=1.3, label=rows[0].cell.row.label)
         for row in rows:
-            axes.scatter(
-                [float(np.mean(run.states_after)) for run in row.runs.values()],
-                [100 * value for value in row.accuracy_by_seed.values()],
-                s=14,
-                marker=MARKERS[key],
-                edgecolors=COLOURS[key],
-                facecolors="none",
-                linewidths=0.7,
-            )
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
-    axes.set(xlabel="states of a layer at the end", ylabel="test accuracy, %", ylim=_limits(_run_rows(figures, task)))
+            _seeds(axes, row, key, low)
+    _states_axis(axes)
+    axes.set(ylabel="test accuracy, %", ylim=(low, high))
     axes.legend()
-    return figure
+    shown_rows = [row for group in groups for row in group]
+    marks = ["filled marks: means of the seeds", *_bars_words(shown_rows), OPEN_MARKS, *line]
+    names = ", ".join(group[0].cell.row.label for group in groups)
+    return Picture(
+        figure,
+        f"Test accuracy over states, {task}: {names}",
+        f"{_place(figures, task)}: test accuracy over the states of a layer at the end, mean of the layers (logarithmic); {'; '.join(marks)}.",
+    )
 
 
-def accuracy_against_time(figures: TableFigures, task: str) -> Figure | None:
+def accuracy_against_time(figures: TableFigures, task: str) -> Picture | None:
     """Draw the accuracy of every row over the seconds of its training, those of its teacher or start included."""
     rows = _one_of_each_arm(_run_rows(figures, task))
     if len({row.device for row in rows}) != 1 or len(rows) < 2:
@@ -142,10 +166,17 @@ def accuracy_against_time(figures: TableFigures, task: str) -> Figure | None:
     axes.set(xlabel="seconds of training, median of the seeds", ylabel="test accuracy, %", ylim=(low, high))
     names = "\n".join(f"{number + 1}  {row.cell.label}" for number, row in enumerate(rows))
     figure.text(1.0, 0.5, names, fontsize=8, va="center", ha="left")
-    return figure
+    inside = [row for row in rows if 100 * _mean(row) >= low]
+    arrows = ["arrow down: a mean below the axis"] if len(inside) < len(rows) else []
+    marks = ["marks: means of the seeds, numbered as in the list", *_bars_words(inside), *arrows]
+    return Picture(
+        figure,
+        f"Test accuracy over seconds of training, {task}: {', '.join(row.cell.label for row in rows)}",
+        f"{_place(figures, task)}: test accuracy over the seconds of training (logarithmic), median of the seeds, those of a teacher or of the model that is started from included; {'; '.join(marks)}.",
+    )
 
 
-def accuracy_of_rows(figures: TableFigures, task: str) -> Figure | None:
+def accuracy_of_rows(figures: TableFigures, task: str) -> Picture | None:
     """Draw the accuracy of every row with its 95 % interval, one below the other."""
     rows = _run_rows(figures, task)
     if not rows:
@@ -159,16 +190,23 @@ def accuracy_of_rows(figures: TableFigures, task: str) -> Figure | None:
         axes.errorbar(
             100 * _mean(row), number, xerr=_halves([row]), color=_colour(row), marker="o", capsize=2, markersize=4
         )
-        values = [100 * value for value in row.accuracy_by_seed.values()]
-        axes.scatter(values, [number] * len(values), s=12, edgecolors=_colour(row), facecolors="none", linewidths=0.7)
+        values = [100 * value for value in row.accuracy_by_seed.values() if 100 * value >= low]
+        axes.scatter(values, [number] * len(values), s=12, edgecolors=_colour(row), facecolors="none", linewidths=0.7, clip_on=False)  # fmt: skip
     axes.set_yticks(range(len(rows)), [row.cell.label for row in rows])
     axes.invert_yaxis()
     axes.set(xlabel="test accuracy, %", xlim=(low, high))
-    return figure
+    inside = [row for row in rows if 100 * _mean(row) >= low]
+    arrows = ["arrow: a mean left of the axis"] if len(inside) < len(rows) else []
+    marks = ["filled marks: means of the seeds", *_bars_words(inside), OPEN_MARKS, *arrows]
+    return Picture(
+        figure,
+        f"Test accuracy of each row, {task}: {', '.join(row.cell.label for row in rows)}",
+        f"{_place(figures, task)}: test accuracy of each row; {'; '.join(marks)}.",
+    )
 
 
-def spectra_over_training(figures: TableFigures, task: str) -> Figure | None:
-    """Draw the Hankel singular values of the first layer over the training of the full model, and of one that is cut."""
+def spectra_over_training(figures: TableFigures, task: str) -> Picture | None:
+    """Draw the Hankel singular values of the first layer over the training of the full model, and of one that is cut, there one spectrum for each size."""
     rows = [row for row in _run_rows(figures, task) if row.cell.row.arm in ("full", "in_training")]
     runs = [(row, run) for row in rows for run in row.runs.values() if run.spectra]
     kinds: dict[str, tuple[RowFigures, RunResult]] = {}
@@ -180,50 +218,86 @@ def spectra_over_training(figures: TableFigures, task: str) -> Figure | None:
     both = figure.subplots(1, 2, sharey=True)
     colours = mpl.colormaps["viridis"]
     scale = mpl.colors.Normalize(0, max(run.config.steps for _, run in kinds.values()))
-    for axes, (row, run) in zip(both, kinds.values(), strict=True):
-        layer = run.spectra[0].layer
-        largest = max(max(spectrum.values) for spectrum in run.spectra)
-        for spectrum in run.spectra:
-            if spectrum.layer == layer:
-                values = np.maximum(spectrum.values, SMALLEST_SHOWN * largest)
-                marker = "." if len(values) < 20 else None
-                axes.semilogy(
-                    np.arange(1, len(values) + 1),
-                    values,
-                    color=colours(scale(spectrum.step)),
-                    linewidth=1,
-                    marker=marker,
-                )
+    full, (cut, cut_run) = kinds["full"][1], kinds["in_training"]
+    layer = full.spectra[0].layer
+    shown = {"full": [spectrum for spectrum in full.spectra if spectrum.layer == layer], "in_training": spectra_of_sizes(cut_run)}  # fmt: skip
+    is_raised = False
+    for axes, (arm, spectra) in zip(both, shown.items(), strict=True):
+        row, run = kinds[arm]
+        least = SMALLEST_SHOWN * max(max(spectrum.values) for spectrum in spectra)
+        is_raised = is_raised or any(min(spectrum.values) < least for spectrum in spectra)
+        for spectrum in spectra:
+            values = np.maximum(spectrum.values, least)
+            marker = "." if len(values) < 20 else None
+            axes.semilogy(
+                np.arange(1, len(values) + 1), values, color=colours(scale(spectrum.step)), linewidth=1, marker=marker
+            )
+            if arm == "in_training":
+                axes.annotate(str(len(values)), (len(values), values[-1]), xytext=(0, -3), textcoords="offset points", fontsize=8, va="top", ha="center")  # fmt: skip
         axes.set_title(f"{row.cell.label}, seed {run.config.seed}", fontsize=10)
         axes.set(xlabel="number of the value")
     both[0].set(ylabel="Hankel singular value")
     figure.colorbar(mpl.cm.ScalarMappable(scale, colours), ax=both, label="optimizer step")
-    return figure
+    sizes = ", ".join(f"{len(spectrum.values)} at step {spectrum.step:,}" for spectrum in shown["in_training"])
+    raised = f"; values below {SMALLEST_SHOWN:g} of the largest are drawn there" if is_raised else ""
+    return Picture(
+        figure,
+        f"Hankel singular values of the first layer over training, {task}: the full model, and {cut.cell.label}",
+        f"{_place(figures, task)}: Hankel singular values of the first layer (logarithmic), largest first; colour: optimizer step. Left: the full model, "
+        f"{len(shown['full'])} moments of one run. Right: {cut.cell.label}, one run, one spectrum for each size, the last that was measured with it ({sizes}); "
+        f"numbers: states{raised}.",
+    )
 
 
-def step_time_and_accuracy(figures: TableFigures, task: str) -> Figure | None:
+def spectra_of_sizes(run: RunResult) -> list[Spectrum]:
+    """Return the last spectrum of the first layer with each of its sizes: those at its validations, and those that its cuts were decided by."""
+    layer = run.spectra[0].layer
+    found = [spectrum for spectrum in run.spectra if spectrum.layer == layer]
+    history = run.compression()
+    if history is not None and run.config.reading == "complex":  # the criterion ranks by the Hankel values
+        found += [
+            Spectrum(step=event.step, layer=layer, values=tuple(record.hankel_singular_values))
+            for event in history.events
+            for record in event.layers
+            if record.layer == layer and record.hankel_singular_values is not None
+        ]
+    last = {len(spectrum.values): spectrum for spectrum in sorted(found, key=lambda spectrum: spectrum.step)}
+    return sorted(last.values(), key=lambda spectrum: spectrum.step)
+
+
+def step_time_and_accuracy(figures: TableFigures, task: str) -> Picture | None:
     """Draw milliseconds of a step, and accuracy, over the states that a row ends with."""
     rows = [row for row in _run_rows(figures, task) if row.states is not None and row.step_seconds() is not None]
     if len({row.device for row in rows}) != 1 or len(rows) < 2:
         return None
     figure = Figure(figsize=(1.5 * WIDTH, HEIGHT), layout="constrained")
     times, accuracies = figure.subplots(1, 2)
+    low, high = _limits(rows)
     for key in dict.fromkeys(row.cell.row.key for row in rows):
         group = sorted((row for row in rows if row.cell.row.key == key), key=lambda row: row.states or 0)
+        states = [row.states or 0 for row in group]
         style: dict[str, Any] = {"color": COLOURS.get(key, COLOURS["other"]), "marker": MARKERS.get(key, "D")}
-        states = [row.states for row in group]
         times.plot(states, [1e3 * (row.step_seconds() or 0) for row in group], label=group[0].cell.row.label, **style)
-        accuracies.errorbar(states, [100 * _mean(row) for row in group], yerr=_halves(group), capsize=2, **style)
+        _means(accuracies, states, group, key, low)
+        for row in group:
+            _seeds(accuracies, row, key, low)
     for axes, words in ((times, "milliseconds a step"), (accuracies, "test accuracy, %")):
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
-        axes.set(xlabel="states of a layer at the end", ylabel=words)
+        _states_axis(axes)
+        axes.set(ylabel=words)
     times.set_ylim(bottom=0)
+    accuracies.set_ylim(low, high)
     times.legend()
-    return figure
+    names = ", ".join(dict.fromkeys(row.cell.row.label for row in rows))
+    marks = ["filled marks: means of the seeds", *_bars_words(rows), OPEN_MARKS]
+    return Picture(
+        figure,
+        f"Milliseconds a step, and test accuracy, over states, {task}: {names}",
+        f"{_place(figures, task)}, over the states of a layer at the end (logarithmic). Left: milliseconds of a step with the last size, mean over the seeds of each run's median. "
+        f"Right: test accuracy; {'; '.join(marks)}.",
+    )
 
 
-def ranking_over_training(rankings: ranking.Rankings) -> Figure:
+def ranking_over_training(rankings: ranking.Rankings) -> Picture:
     """Draw how far the ranking of the states at each moment agrees with that at the end."""
     figure, axes = _axes()
     runs = rankings.runs()
@@ -251,10 +325,14 @@ def ranking_over_training(rankings: ranking.Rankings) -> Figure:
     axes.axvline(100 * ranking.EARLY, color=INK, linestyle=":", linewidth=1)
     axes.set(xlabel="% of the steps", ylabel="agreement with the end", ylim=(min(0.0, axes.get_ylim()[0]), 1.02))
     axes.legend(loc="lower right")
-    return figure
+    return Picture(
+        figure,
+        f"How far the ranking of the states agrees with that at the end of training, {runs[0][0].preset}",
+        f"{runs[0][0].preset}: agreement of the ranking of the states with that at the end (1: the same) over the steps taken, in per cent; lines with marks: means of {len(runs)} seeds; {FAINT_LINES}.",
+    )
 
 
-def changes_and_bounds(rankings: ranking.Rankings) -> Figure:
+def changes_and_bounds(rankings: ranking.Rankings) -> Picture:
     """Draw by how much a Hankel singular value moves at most between two moments, and Weyl's bound of it."""
     figure, axes = _axes()
     runs = rankings.runs()
@@ -270,12 +348,17 @@ def changes_and_bounds(rankings: ranking.Rankings) -> Figure:
         )
     axes.axvline(100 * ranking.EARLY, color=INK, linestyle=":", linewidth=1)
     axes.set(xlabel="% of the steps, since the moment before", ylabel="change")
-    axes.legend()
-    return figure
+    figure.legend(loc="outside upper left")  # the lines of single runs leave no room for it between them
+    return Picture(
+        figure,
+        f"Largest change of a Hankel singular value between two moments of training, and Weyl's bound of it, {runs[0][0].preset}",
+        f"{runs[0][0].preset}: by how much a Hankel singular value has moved at most since the moment before, and Weyl's bound of it (logarithmic), over the steps taken, in per cent; "
+        f"lines with marks: medians of {len(runs)} seeds; {FAINT_LINES}.",
+    )
 
 
-Picture = Callable[[TableFigures, str], Figure | None]
-PICTURES: dict[str, dict[str, Picture]] = {
+Draw = Callable[[TableFigures, str], Picture | None]
+PICTURES: dict[str, dict[str, Draw]] = {
     "accuracy": {"states": accuracy_against_states, "spectra": spectra_over_training},
     "methods": {"rows": accuracy_of_rows, "time": accuracy_against_time},
     "sweep": {"states": accuracy_against_states, "time": accuracy_against_time},
@@ -289,15 +372,66 @@ def _run_rows(figures: TableFigures, task: str) -> list[RowFigures]:
     return [row for row in figures.rows if row.cell.task.name == task and row.accuracy is not None]
 
 
-def _full_line(axes: Axes, figures: TableFigures, task: str) -> None:
+def _place(figures: TableFigures, task: str) -> str:
+    return f"Table {figures.plan.number}, {task}"
+
+
+def _bars_words(rows: Sequence[RowFigures]) -> list[str]:
+    """Return what the bars are, where there are any."""
+    intervals = [row.interval for row in rows if row.interval is not None]
+    cut_off = f", cut off at {MOST:g} %" if any(100 * interval[1] > MOST for interval in intervals) else ""
+    return [f"bars: 95 % interval of the mean{cut_off}"] if intervals else []
+
+
+def _seeds(axes: Axes, row: RowFigures, key: str, low: float) -> None:
+    """Draw the accuracy of every seed over its states, but none below `low`."""
+    states = {seed: float(np.mean(run.states_after)) for seed, run in row.runs.items()}
+    shown = {seed: 100 * value for seed, value in row.accuracy_by_seed.items() if 100 * value >= low}
+    axes.scatter(
+        [states[seed] for seed in shown],
+        list(shown.values()),
+        s=14,
+        marker=MARKERS.get(key, "D"),
+        edgecolors=COLOURS.get(key, COLOURS["other"]),
+        facecolors="none",
+        linewidths=0.7,
+        clip_on=False,  # a mark at 100 % is shown whole
+    )
+
+
+def _means(axes: Axes, states: Sequence[float], rows: Sequence[RowFigures], key: str, low: float, **style: Any) -> None:
+    """Draw the mean accuracies of `rows` with their intervals over their states."""
+    means = [100 * _mean(row) for row in rows]
+    drawn = axes.errorbar(
+        states,
+        means,
+        yerr=_halves(rows),
+        color=COLOURS.get(key, COLOURS["other"]),
+        marker=MARKERS.get(key, "D"),
+        capsize=2,
+        **style,
+    )
+    drawn[0].set_clip_on(min(means) < low)  # a mark at 100 % is shown whole
+
+
+def _states_axis(axes: Axes) -> None:
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+    axes.set(xlabel="states of a layer at the end")
+
+
+def _full_line(axes: Axes, figures: TableFigures, task: str) -> list[str]:
+    """Draw the full model as a line, its interval as a band; return what they are."""
     full = figures.find(task, "full")
     if full is None or full.accuracy is None:
-        return
+        return []
     axes.axhline(
         100 * full.accuracy.mean, color=INK, linestyle="--", linewidth=1, label=f"full, {full.states:g} states"
     )
-    if full.accuracy.interval is not None:
-        axes.axhspan(*(100 * bound for bound in full.accuracy.interval), color=INK, alpha=0.15, linewidth=0)
+    if full.interval is None:
+        return ["dashed line: mean of the full model"]
+    axes.axhspan(*(min(100 * bound, MOST) for bound in full.interval), color=INK, alpha=0.15, linewidth=0)
+    return ["dashed line and band: mean of the full model and its 95 % interval"]
 
 
 def _colour(row: RowFigures) -> str:
@@ -305,19 +439,15 @@ def _colour(row: RowFigures) -> str:
     return COLOURS.get(key, COLOURS["other"])
 
 
-def _summary(row: RowFigures) -> Summary:
-    assert row.accuracy is not None
-    return row.accuracy
-
-
 def _mean(row: RowFigures) -> float:
-    return _summary(row).mean
+    assert row.accuracy is not None
+    return row.accuracy.mean
 
 
-def _halves(rows: Sequence[RowFigures]) -> list[float]:
-    """Return half of the 95 % intervals, in percent; 0 where there is one seed."""
-    intervals = [_summary(row).interval for row in rows]
-    return [0.0 if interval is None else 50 * (interval[1] - interval[0]) for interval in intervals]
+def _halves(rows: Sequence[RowFigures]) -> np.ndarray:
+    """Return what the 95 % intervals reach below and above the means, in percent ``(2, rows)``, up to 100 %; NaN, which draws no bar, where there are too few seeds."""
+    halves = [np.nan if row.interval is None else 50 * (row.interval[1] - row.interval[0]) for row in rows]
+    return np.array([halves, np.minimum(halves, [MOST - 100 * _mean(row) for row in rows])])
 
 
 def _one_of_each_arm(rows: Sequence[RowFigures]) -> list[RowFigures]:
@@ -335,7 +465,7 @@ def _limits(rows: Sequence[RowFigures]) -> tuple[float, float]:
         100 * v for row, mean in zip(rows, means, strict=True) if mean >= least for v in row.accuracy_by_seed.values()
     ]
     margin = 1 + 0.08 * (max(values) - min(values))
-    return min(values) - margin, max(values) + margin
+    return min(values) - margin, min(max(values) + margin, MOST)
 
 
 def _axes(height: float = HEIGHT, width: float = WIDTH) -> tuple[Figure, Axes]:
@@ -347,9 +477,11 @@ def _file_name(task: str) -> str:
     return "".join(character if character.isalnum() else "_" for character in task)
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def _save(picture: Picture, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"Date": None} if path.suffix == ".svg" else {}
+    metadata: dict[str, str | None] = {"Title": picture.title, "Description": picture.caption}
+    if path.suffix == ".svg":
+        metadata["Date"] = None
     with mpl.rc_context(STYLE):
-        figure.savefig(path, transparent=True, bbox_inches="tight", dpi=160, metadata=metadata)
+        picture.figure.savefig(path, transparent=True, bbox_inches="tight", dpi=160, metadata=metadata)
     return path

@@ -1,19 +1,30 @@
 import json
 
 import pytest
+from matplotlib.collections import LineCollection
 
 from paper_repro.errors import ConfigurationError, ResultError
 from paper_repro.provenance import plain_command
+from paper_repro.ranking import read_rankings
 from paper_repro.results import append_result
 from paper_repro.selection import Choice, Trial, choose, write_choice
 from paper_repro.tables import graph, pictures
 from paper_repro.tables.claims import CLAIMS, claim_words
-from paper_repro.tables.collected import SPECTRA_KEPT, collect, collected_path, collected_variants, read_collected
+from paper_repro.tables.collected import (
+    RESULTS,
+    SPECTRA_KEPT,
+    collect,
+    collected_path,
+    collected_variants,
+    read_collected,
+)
 from paper_repro.tables.graph import Extent, table_jobs
 from paper_repro.tables.page import fill_page
 from paper_repro.tables.plan import plan_names, read_plan
 from paper_repro.tables.show import kept_figures
 from paper_repro.tables.summary import make_grid
+from paper_repro.tasks import load_dataset
+from paper_repro.training import train
 from tests.paper_repro.tables.runs import made_results
 
 SHARED = Extent("cpu", shared_rate=True)
@@ -72,6 +83,64 @@ def check_pictures(paths):
         text = path.read_text(encoding="utf-8")
         assert "test accuracy" in text or "Hankel singular value" in text
         assert pictures.INK in text
+
+
+def figures_with(tmp_path, name, change):
+    return kept_figures(read_plan(name), "cpu", keep(tmp_path, name, change))
+
+
+def test_no_axis_of_accuracies_and_no_bar_goes_beyond_100_percent(tmp_path):
+    def change(key, result):
+        return result.model_copy(update={"test_accuracy": 1 - 0.03 * (result.config.seed % 2)})
+
+    for name, draw in (("methods", pictures.accuracy_of_rows), ("mamba", pictures.step_time_and_accuracy)):
+        picture = draw(figures_with(tmp_path / name, name, change), "digits" if name == "methods" else "mqar")
+        axes = picture.figure.axes[-1]
+        index = 0 if name == "methods" else 1
+        assert (axes.get_xlim(), axes.get_ylim())[index][1] <= 100
+        ends = [point[index] for bars in axes.collections if isinstance(bars, LineCollection) for path in bars.get_segments() for point in path]  # fmt: skip
+        assert max(ends) == pytest.approx(100)
+        assert "bars: 95 % interval of the mean, cut off at 100 %; open marks: single seeds" in picture.caption
+
+
+def test_a_caption_says_what_is_drawn_and_nothing_else(tmp_path):
+    picture = pictures.step_time_and_accuracy(figures_with(tmp_path, "mamba", lambda key, result: None if result.config.seed > 1 else result), "mqar")  # fmt: skip
+    assert "bars" not in picture.caption  # of two seeds
+    assert picture.caption.startswith("Table 6, mqar, over the states of a layer at the end (logarithmic). Left: milliseconds of a step")  # fmt: skip
+    assert picture.title == "Milliseconds a step, and test accuracy, over states, mqar: full, cut in training, from scratch"  # fmt: skip
+
+
+def test_spectra_have_one_for_each_size_though_no_validation_came_between_the_cuts(tmp_path, small_config):
+    config = small_config(arm="in_training", order=4, gradual=True, tau=None, attempts=3, window=(0.0, 0.5), evaluate_every=40)  # fmt: skip
+    run = train(config, tmp_path, dataset=load_dataset("digits"))
+    assert {len(spectrum.values) for spectrum in run.spectra} == {12, 4}
+    spectra = pictures.spectra_of_sizes(run)
+    assert [len(spectrum.values) for spectrum in spectra] == list(dict.fromkeys(states.states[0] for states in run.states))  # fmt: skip
+    assert len(spectra) == 4
+    assert [spectrum.step for spectrum in spectra] == [7, 13, 20, 40]
+
+
+def test_the_legend_of_the_changes_stands_above_the_lines():
+    figure = pictures.changes_and_bounds(read_rankings(RESULTS / "ranking.json")).figure
+    figure.draw_without_rendering()
+    [legend], [axes] = figure.legends, figure.axes
+    assert axes.get_legend() is None
+    assert legend.get_window_extent().y0 >= axes.get_window_extent().y1
+
+
+def test_a_page_has_captions_under_its_pictures_and_refuses_pictures_without(kept, tmp_path):
+    [path] = pictures.draw_all(tmp_path / "images/reproduction", "svg", kept, tables=["ablations"])
+    page = tmp_path / "page.md"
+    page.write_text("<!-- results: pictures ablations cpu -->\n<!-- end of results -->\n", encoding="utf-8")
+    fill_page(page, kept)
+    filled = page.read_text(encoding="utf-8")
+    assert "![Test accuracy of each row, digits: full, balanced truncation, complex, " in filled
+    assert "](images/reproduction/ablations_cpu_digits_rows.svg)\n\n*Table 4, digits: test accuracy of each row; filled marks: means of the seeds; bars: 95 % interval of the mean; open marks: single seeds.*\n" in filled  # fmt: skip
+    path.write_text("<svg></svg>", encoding="utf-8")
+    with pytest.raises(
+        ResultError, match=r"digits_rows\.svg has no caption; draw it again with `python -m paper_repro figures --into "
+    ):
+        fill_page(page, kept)
 
 
 @pytest.mark.slow  # a second a picture
