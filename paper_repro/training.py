@@ -390,7 +390,7 @@ def check_writable(directory: Path) -> None:
     except OSError as error:
         reason = "it is a file" if directory.is_file() else error.strerror or str(error)
         raise ConfigurationError(
-            f"--out must be a folder that can be written, but {directory} cannot ({reason}); name another one, or mend this one"
+            f"--out must be a folder that can be written, but {directory} cannot be ({reason}); name another one, or mend this one"
         ) from error
 
 

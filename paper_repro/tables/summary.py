@@ -6,6 +6,7 @@ import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from paper_repro.results import RunResult
 from paper_repro.selection import Choice
@@ -299,6 +300,7 @@ def _swept_words(plan: TablePlan, task: TaskPlan, choice: Choice, swept: str) ->
     """Return at which tau or order the rates were chosen that a table has at all of those that it sweeps; nothing where that is the same one."""
     values: Sequence[float] = getattr(task, swept)
     name = _chosen_for(choice)
+    at: Any
     if name == plan.name:
         rule, at = swept, values[len(values) // 2]  # the one that `rows_to_choose` takes
     else:

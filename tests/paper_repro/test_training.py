@@ -193,10 +193,10 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_first_step(tmp_path,
     file = tmp_path / "file"
     file.write_text("")
     for out, reason in ((file, "it is a file"), (file / "runs", "Not a directory")):
-        with pytest.raises(ConfigurationError, match=rf"--out must be a folder .*{out} cannot \({reason}\)"):
+        with pytest.raises(ConfigurationError, match=rf"--out must be a folder .*{out} cannot be \({reason}\)"):
             train(small_config(), out, progress=pytest.fail)
     monkeypatch.setattr("tempfile.TemporaryFile", _no_file)  # for the superuser every folder can be written
-    with pytest.raises(ConfigurationError, match=r"cannot \(Read-only file system\)"):
+    with pytest.raises(ConfigurationError, match=r"cannot be \(Read-only file system\)"):
         train(small_config(), tmp_path / "runs", progress=pytest.fail)
 
 
