@@ -7,11 +7,13 @@ Nothing else in the package names a layer type. To join with a layer of your own
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 import hsv
@@ -235,25 +237,63 @@ def compressible_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if find_adapter(module) is not None}
 
 
+@contextlib.contextmanager
+def outside_inference_mode() -> Iterator[None]:
+    """Where the caller is under ``torch.inference_mode()``, whose tensors can never be trained, put ``torch.no_grad()`` in its place."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():  # the first alone would turn gradients on
+        yield
+
+
+def why_no_parameter(module: nn.Module, leaf: str, of: str) -> str | None:
+    """Why a new parameter cannot stand under the name `leaf` of a module, which the reader knows as `of`, and what to do; None if it can."""
+    if leaf in module._parameters:
+        return None
+    if leaf in getattr(module, "parametrizations", ()):
+        return f"is parametrized, which a cut would not survive: call torch.nn.utils.parametrize.remove_parametrizations({of}, {leaf!r}) first"
+    if f"{leaf}_mask" in module._buffers:
+        return f"is pruned, which a cut would not survive: call torch.nn.utils.prune.remove({of}, {leaf!r}) first"
+    for kind, rest in (("weight_norm", f"{leaf}_g"), ("spectral_norm", f"{leaf}_orig")):
+        if rest in module._parameters:
+            return f"is computed by {kind}, which a cut would not survive: call torch.nn.utils.remove_{kind}({of}, {leaf!r}) first"
+    if not hasattr(module, leaf):
+        return f"is missing in this {type(module).__name__}, of which the adapter serves another form: choose `layers` without it"
+    return f"is no parameter of the {type(module).__name__} (a {type(getattr(module, leaf, None)).__name__}): make it one, nn.Parameter, before the cut"
+
+
 def put_parameters(layer: nn.Module, tensors: Mapping[str, Tensor | None]) -> Replaced:
     """Put new parameters with these values in place; they keep dtype, device and ``requires_grad`` of the old ones.
 
     New objects, not new ``.data``: autograd remembers the shape of a parameter. Under a name that stands for None so far (``register_parameter(name,
-    None)``) a new parameter appears, with dtype and device of its tensor; the value None takes a parameter away.
+    None)``) a new parameter appears, with dtype and device of its tensor; it requires a gradient if one of the parameters that are replaced along with it does. The
+    value None takes a parameter away. Under ``torch.inference_mode()`` too the new parameters can be trained.
+
+    Raises
+    ------
+    hsv.HsvError
+        A name is none of a parameter: it is parametrized or pruned, say.
     """
-    replaced: dict[str, tuple[nn.Parameter | None, nn.Parameter | None]] = {}
-    for name, value in tensors.items():
+    before: dict[str, nn.Parameter | None] = {}
+    for name in tensors:
         owner, _, leaf = name.rpartition(".")
-        old = layer.get_submodule(owner)._parameters[leaf]
-        if value is None:
-            new = None
-        elif old is None:
-            new = nn.Parameter(value.detach().clone())
-        else:
-            values = value.detach().to(device=old.device, dtype=old.dtype).clone()
-            new = nn.Parameter(values, requires_grad=old.requires_grad)
-        if old is not None or new is not None:
-            replaced[name] = (old, new)
+        module = layer.get_submodule(owner)
+        reason = why_no_parameter(module, leaf, f"layer.get_submodule({owner!r})" if owner else "layer")
+        if reason is not None:
+            raise hsv.HsvError(f"{name!r} of the {type(layer).__name__} {reason}")
+        before[name] = module._parameters[leaf]
+    flags = [old.requires_grad for old in before.values() if old is not None]
+    replaced: dict[str, tuple[nn.Parameter | None, nn.Parameter | None]] = {}
+    with outside_inference_mode():
+        for name, value in tensors.items():
+            old = before[name]
+            new: nn.Parameter | None = None
+            if value is not None:
+                values = value.detach() if old is None else value.detach().to(device=old.device, dtype=old.dtype)
+                new = nn.Parameter(values.clone(), any(flags) or not flags if old is None else old.requires_grad)
+            if old is not None or new is not None:
+                replaced[name] = (old, new)
     for name, (_, new) in replaced.items():
         owner, _, leaf = name.rpartition(".")
         setattr(layer.get_submodule(owner), leaf, new)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from hsv import HsvError
-from hsv_torch.adapters import Replaced, adapter_of, compressible_layers
+from hsv_torch.adapters import Replaced, adapter_of, compressible_layers, outside_inference_mode
 from hsv_torch.checkpoint import resize_layers
 from hsv_torch.compress import PlannedCut, apply_cuts, without_autocast
 from hsv_torch.distributed import Ranks
@@ -30,14 +30,15 @@ class Cutter:
     layers
         The dotted names of the layers that may be cut.
     objects
-        Modules with these layers are copies (moving averages of the weights, say), under the same names or inside a ``module``; others are left alone.
+        Modules that are copies of the model (moving averages of the weights, say) are cut along, whatever wrappers they stand in, and so are copies of a part of it;
+        modules that hold the model itself, or no layer that can be cut, are left alone.
     moments
         See :func:`hsv_torch.compress_`.
 
     Raises
     ------
     HsvError
-        A copy is split over processes, and the model is not.
+        A copy is split over processes, and the model is not; or a module has layers that can be cut, and is no copy of the model.
     """
 
     def __init__(
@@ -49,8 +50,8 @@ class Cutter:
         moments: Moments,
     ) -> None:
         self.ranks, self.model, self.optimizer, self.moments = ranks, ranks.model, optimizer, moments
-        self._prefixes = _prefixes(layers, objects)  # of the layers' names in each copy
-        self._copies: dict[str, nn.Module] = {name: objects[name] for name in self._prefixes}
+        self._names = _names_in_copies(self.model, layers, objects)  # of the layers, in each copy
+        self._copies: dict[str, nn.Module] = {name: objects[name] for name in self._names}
         for name, copy in self._copies.items():
             if meshes(copy) and not ranks.split:
                 raise HsvError(
@@ -64,6 +65,10 @@ class Cutter:
 
     def apply(self, plans: Mapping[str, PlannedCut]) -> Replaced:
         """Cut the model in all processes, or in none; returns ``{"layer.parameter": (old, new)}``."""
+        with outside_inference_mode():
+            return self._apply(plans)
+
+    def _apply(self, plans: Mapping[str, PlannedCut]) -> Replaced:
         placements = [Placement(self.model, self.optimizer, [plan.layer for plan in plans.values()])]
         placements += self._placements()
 
@@ -86,8 +91,8 @@ class Cutter:
 
     def resize_copies(self, sizes: Mapping[str, Mapping[str, int]]) -> None:
         """Give the layers of the copies the sizes of the model's, with values unset."""
-        for name, prefix in self._prefixes.items():
-            resize_layers(self._copies[name], {prefix + layer: size for layer, size in sizes.items()})
+        for name, names in self._names.items():
+            resize_layers(self._copies[name], {names[layer]: size for layer, size in sizes.items() if layer in names})
 
     def _placements(self) -> list[Placement]:
         return [Placement(copy, None, copy.modules()) for copy in self._copies.values()]
@@ -96,8 +101,9 @@ class Cutter:
         """Cut one layer of a model that is split over the processes: only that layer is whole at a time."""
         opened = OpenLayer(self.model, plan.layer, self.optimizer)
         copies = [
-            OpenLayer(self._copies[key], self._copies[key].get_submodule(prefix + name))
-            for key, prefix in self._prefixes.items()
+            OpenLayer(self._copies[key], self._copies[key].get_submodule(names[name]))
+            for key, names in self._names.items()
+            if name in names
         ]
 
         def cut() -> tuple[Replaced, dict[nn.Parameter, nn.Parameter]]:
@@ -119,9 +125,10 @@ class Cutter:
         with without_autocast(self.model):
             replaced = apply_cuts(self.model, plans, optimizer=self.optimizer, moments=self.moments)
         try:
-            for key, prefix in self._prefixes.items():
+            for key, names in self._names.items():
                 for name, plan in plans.items():
-                    _follow(self._copies[key], prefix + name, plan.layer)
+                    if name in names:
+                        _follow(self._copies[key], names[name], plan.layer)
         except BaseException as error:
             for placement in placements:
                 placement.restore()
@@ -132,16 +139,81 @@ class Cutter:
         return replaced
 
 
-def _prefixes(layers: Sequence[str], objects: Mapping[str, Any]) -> dict[str, str]:
-    """Which of the objects are modules with these layers, and what their names there begin with."""
-    prefixes = {}
-    for name, value in objects.items():
-        if isinstance(value, nn.Module):
-            known = compressible_layers(value)
-            for prefix in ("", "module."):
-                if all(prefix + layer in known for layer in layers):
-                    prefixes[name] = prefix
-    return prefixes
+_Path: TypeAlias = tuple[str, ...]
+
+
+def _names_in_copies(model: nn.Module, layers: Sequence[str], objects: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Which of the objects are copies of the model, or of a part of it, and what the layers are called in each."""
+    own = {id(layer) for layer in compressible_layers(model).values()}
+    names: dict[str, dict[str, str]] = {}
+    for key, value in objects.items():
+        if not isinstance(value, nn.Module):
+            continue
+        known = {name: layer for name, layer in compressible_layers(value).items() if id(layer) not in own}
+        if not known:
+            continue
+        places = _places(model, layers, value, known)
+        if len(places) != 1:
+            what = (
+                "could be a copy of several parts of the model"
+                if places
+                else "is not recognised as a copy of the model"
+            )
+            raise HsvError(
+                f"`state`: {key!r} ({type(value).__qualname__}) has layers that can be cut ({list(known)[:3]}) and {what}, whose layers are "
+                f"{list(layers)[:3]}: a cut would leave it behind; make it a copy of the whole model, or, if it is another one, pass an object with "
+                "its state_dict and load_state_dict"
+            )
+        chosen = {layer: name for layer, name in places[0].items() if layer in layers}
+        if chosen:
+            names[key] = chosen
+    return names
+
+
+def _places(
+    model: nn.Module, layers: Sequence[str], copy: nn.Module, known: Mapping[str, nn.Module]
+) -> list[dict[str, str]]:
+    """What the model's layers can be called in `copy`, whose layers are `known`: one mapping for each place where a copy could stand."""
+    here, there = _paths(dict(model.named_modules())), _paths(dict(copy.named_modules()))
+    own, others = _paths(compressible_layers(model)), _paths(known)
+
+    def place(part: _Path, prefix: _Path, paths: Iterable[_Path]) -> dict[str, str] | None:
+        found = {own[path]: others.get(prefix + path[len(part) :]) for path in paths}
+        if not all(
+            name is not None and adapter_of(copy.get_submodule(name)) is adapter_of(model.get_submodule(layer))
+            for layer, name in found.items()
+        ):
+            return None
+        return found  # type: ignore[return-value]
+
+    # Averages and DataParallel keep the model as `module`. Behind that, the layers' names are enough: what else a copy has is its own affair.
+    wrappers = [path for path in there if set(path) <= {"module"}]
+    for prefix in wrappers:
+        if (found := place((), prefix, map(_path, layers))) is not None:
+            return [found]
+    # Behind other names, or for a part of the model, the modules must be the same all through.
+    pairs = [((), prefix) for prefix in there] + [(part, prefix) for part in here for prefix in wrappers]
+    places: list[dict[str, str]] = []
+    for part, prefix in pairs:
+        inside = [path for path in own if path[: len(part)] == part]
+        if inside and _below(here, part) == _below(there, prefix):
+            found = place(part, prefix, inside)
+            if found is not None and found not in places:
+                places.append(found)
+    return places
+
+
+def _path(name: str) -> _Path:
+    """The parts of a dotted name, without what ``torch.compile`` adds."""
+    return tuple(part for part in name.split(".") if part not in ("", "_orig_mod"))
+
+
+def _paths(modules: Mapping[str, nn.Module]) -> dict[_Path, str]:
+    return {_path(name): name for name in modules}
+
+
+def _below(paths: Iterable[_Path], prefix: _Path) -> set[_Path]:
+    return {path[len(prefix) :] for path in paths if path[: len(prefix)] == prefix}
 
 
 @torch.no_grad()

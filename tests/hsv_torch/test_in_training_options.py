@@ -1,8 +1,10 @@
 """Rules that change, guards that try again, copies of the model that are cut along, warm-ups: what a run can ask for beyond the paper's schedule."""
 
 import copy
+import gc
 import io
 import math
+import weakref
 
 import pytest
 import torch
@@ -300,6 +302,60 @@ class TestCopies:
         for a, b in ((model, other), (average, other_average)):
             assert all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
+    @pytest.mark.parametrize(
+        "wrap",
+        [
+            lambda model: AveragedModel(torch.compile(model, backend="eager")),
+            lambda model: AveragedModel(torch.nn.DataParallel(model)),
+            lambda model: torch.nn.DataParallel(
+                AveragedModel(torch.compile(torch.nn.DataParallel(model), backend="eager"))
+            ),
+            lambda model: torch.nn.ModuleDict({"online": model, "ema": copy.deepcopy(model)}),
+            lambda model: AveragedModel(model.blocks),
+        ],
+        ids=["compiled", "parallel", "all of them", "beside the model itself", "a part"],
+    )
+    def test_a_copy_is_found_whatever_it_is_wrapped_in(self, wrap):
+        model = classifier()
+        state = {"copy": wrap(model)}
+        model, optimizer, compressor = make(model, state=state)
+        run(model, optimizer, compressor, 6)
+        layers = [module for module in state["copy"].modules() if isinstance(module, hsv_torch.LRU)]
+        assert {layer.n_states for layer in layers} == {6}
+        own = [block.ssm for block in model.blocks]
+        layer = next(layer for layer in layers if layer not in own)
+        assert torch.equal(layer.theta, model.blocks[0].ssm.theta)
+
+    def test_a_model_that_is_a_layer_is_found_in_its_average(self):
+        model = hsv_torch.LRU(3, 16)
+        average = AveragedModel(model)
+        optimizer = torch.optim.AdamW(model.parameters())
+        compressor = hsv_torch.InTrainingCompressor(
+            model, optimizer, rule=6, schedule=Schedule(2, at=(1,)), state={"ema": average}
+        )
+        compressor.step()
+        assert average.module.n_states == model.n_states == 6
+
+    def test_the_model_itself_in_state_is_left_to_its_own_cut(self):
+        model = classifier()
+        other, other_optimizer, without = make(copy.deepcopy(model))
+        state = {"model": model, "all": torch.nn.ModuleDict({"model": model})}
+        model, optimizer, compressor = make(model, state=state)
+        for arguments in ((model, optimizer, compressor), (other, other_optimizer, without)):
+            torch.manual_seed(0)
+            run(*arguments, 6)
+        assert sizes(model) == [6, 6]
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+    def test_another_model_is_no_copy(self):
+        other = torch.nn.Sequential(hsv_torch.LRU(4, 8), hsv_torch.LRU(4, 8), hsv_torch.LRU(4, 8))
+        with pytest.raises(
+            hsv.HsvError, match=r"`state`: 'critic' \(Sequential\) has .* is not recognised as a copy of the model"
+        ):
+            make(state={"critic": other})
+        with pytest.raises(hsv.HsvError, match="could be a copy of several parts of the model"):
+            make(state={"block": copy.deepcopy(classifier().blocks[0])})
+
     def test_a_copy_that_cannot_follow_leaves_everything_as_it_was(self):
         model = classifier()
         other = copy.deepcopy(model)
@@ -351,6 +407,42 @@ class TestRewarm:
         assert optimizer.param_groups[0]["lr"] == 1.0
         optimizer.step()
         assert p.item() == -1.5
+
+    @pytest.mark.parametrize("scheduled", ["before", "after", "twice"])
+    @pytest.mark.parametrize(
+        "kind", [torch.optim.lr_scheduler.StepLR, torch.optim.lr_scheduler.LambdaLR], ids=lambda k: k.__name__
+    )
+    def test_a_scheduler_goes_on_from_the_rate_of_before_a_failed_step(self, scheduled, kind):
+        p = torch.nn.Parameter(torch.zeros(1))
+        optimizer = torch.optim.SGD([p], lr=1.0)
+        options = (1, 0.1) if kind is torch.optim.lr_scheduler.StepLR else (lambda epoch: 0.1**epoch,)
+        scheduler = kind(optimizer, *options) if scheduled == "before" else None
+        rewarm = Rewarm(optimizer, 3)
+        if scheduled == "twice":
+            Rewarm(optimizer, 2)
+        scheduler = scheduler or kind(optimizer, *options)
+        rewarm.start()
+        with pytest.raises(ZeroDivisionError):
+            optimizer.step(lambda: 1 / 0)
+        assert optimizer.param_groups[0]["lr"] == 1.0
+        scheduler.step()
+        p.grad = torch.ones(1)
+        optimizer.step()
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+        assert p.item() == pytest.approx(-0.1 / 4)
+
+    def test_the_optimizer_is_freed_as_soon_as_it_is_dropped_and_can_be_copied(self):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        rewarm = Rewarm(optimizer, 1)
+        copy.deepcopy(optimizer).step()
+        reference = weakref.ref(optimizer)
+        gc.disable()
+        try:
+            del optimizer
+            assert reference() is None
+        finally:
+            gc.enable()
+        assert rewarm.n_steps == 1
 
     def test_bad_input(self):
         for value, error in ((-1, hsv.HsvError), (1.5, hsv.DtypeError)):
