@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
+import numpy as np
 from torch import Tensor, nn
 
 from hsv import HsvError
-from hsv_torch.adapters import Observation, adapter_of
+from hsv_torch.adapters import Observation, adapter_of, outside_inference_mode
 from hsv_torch.criteria import Criterion
 from hsv_torch.sharding import whole
 from hsv_torch.snapshot import without_trace
@@ -29,6 +30,17 @@ def check_calibration(layers: Mapping[str, nn.Module], calibration: object, forw
             raise TypeError(
                 f"`calibration` must be batches (a list, a loader, or a tensor as the only batch), got a {type(calibration).__qualname__}; "
                 "put a single batch of another kind into a list"
+            )
+        if isinstance(calibration, np.ndarray):
+            raise TypeError("`calibration` must hold tensors, got a NumPy array: pass torch.from_numpy(calibration)")
+        if (
+            type(calibration) is tuple
+            and len(calibration) > 1
+            and any(isinstance(part, Tensor) for part in calibration)
+        ):
+            raise TypeError(
+                f"`calibration` is a tuple of {len(calibration)} with tensors in it, which could be one batch (inputs, targets) or {len(calibration)} "
+                "batches: pass [calibration] for one, list(calibration) for several"
             )
         if forward is not None and not callable(forward):
             raise TypeError(f"`forward` must be callable with a model and a batch, got {forward!r}")
@@ -76,10 +88,12 @@ def observe(
 
     hooks = [layer.register_forward_pre_hook(hook(name), with_kwargs=True) for name, layer in needing.items()]
     try:
-        with without_trace(model):
+        with outside_inference_mode(), without_trace(model):
             model.eval()
             n_batches = 0
             for batch in [calibration] if isinstance(calibration, Tensor) else calibration:
+                if forward is None:
+                    _check_batch(batch)
                 (forward or _forward)(model, batch)
                 n_batches += 1
     finally:
@@ -106,6 +120,15 @@ def in_layer(name: str, error: HsvError) -> HsvError:
         return HsvError(message)
     named.__dict__.update(error.__dict__)
     return named
+
+
+def _check_batch(batch: Any) -> None:
+    """Raise if a model of torch would be called with an array of NumPy."""
+    given = batch.values() if isinstance(batch, Mapping) else batch[:1] if isinstance(batch, tuple | list) else [batch]
+    if any(isinstance(value, np.ndarray) for value in given):
+        raise TypeError(
+            "`calibration`: a batch holds a NumPy array, and the model takes tensors: convert it with torch.from_numpy, or pass a `forward` that does"
+        )
 
 
 def _forward(model: nn.Module, batch: Any) -> Any:

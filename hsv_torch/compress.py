@@ -17,7 +17,16 @@ from torch import nn
 
 import hsv
 from hsv import HsvError
-from hsv_torch.adapters import Cut, LayerAdapter, Observation, Replaced, adapter_of, compressible_layers
+from hsv_torch.adapters import (
+    Cut,
+    LayerAdapter,
+    Observation,
+    Replaced,
+    adapter_of,
+    compressible_layers,
+    outside_inference_mode,
+    why_no_parameter,
+)
 from hsv_torch.allocation import Budget, Sizes, levels, share_out
 from hsv_torch.calibration import Forward, check_calibration, in_layer, observe
 from hsv_torch.criteria import Criterion, DiagonalCriterion
@@ -25,6 +34,7 @@ from hsv_torch.history import CompressionReport, LayerRecord
 from hsv_torch.optimizer import Moments, carry_gradients, carry_moments, check_optimizer, replace_parameters
 from hsv_torch.sharding import check_unsplit
 from hsv_torch.snapshot import Placement, without_trace
+from hsv_torch.third_party._packages import missing_imports
 
 
 @dataclass(frozen=True)
@@ -79,10 +89,9 @@ def chosen_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict
         raise TypeError(f"`model` must be a torch.nn.Module, got {type(model).__qualname__}")
     known = compressible_layers(model)
     if not known:
-        raise HsvError(
-            f"`model` ({type(model).__qualname__}) has no layer that a known adapter serves; register one for its layers "
-            "with hsv_torch.register_adapter"
-        )
+        needed = missing_imports(model)
+        remedy = "; and ".join(needed) or "register one for its layers with hsv_torch.register_adapter"
+        raise HsvError(f"`model` ({type(model).__qualname__}) has no layer that a known adapter serves; {remedy}")
     if layers is None:
         return known
     if isinstance(layers, str):
@@ -94,8 +103,28 @@ def chosen_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in known):
             what = f" ({pattern!r} is a {type(modules[pattern]).__qualname__})" if pattern in modules else ""
-            raise HsvError(f"`layers`: {pattern!r} matches no layer that can be cut{what}; there are {list(known)}")
+            remedy = "".join(f"; {needed}" for needed in missing_imports(model))
+            raise HsvError(
+                f"`layers`: {pattern!r} matches no layer that can be cut{what}; there are {list(known)}{remedy}"
+            )
     return {name: layer for name, layer in known.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
+
+
+def check_parameters(layers: Mapping[str, nn.Module]) -> None:
+    """Raise unless what cuts of these layers would replace are parameters, and have values."""
+    for name, layer in layers.items():
+        for inner in adapter_of(layer).parameter_names(layer):
+            full = f"{name}.{inner}" if name else inner
+            owner, _, leaf = full.rpartition(".")
+            module = layer.get_submodule(inner.rpartition(".")[0])
+            reason = why_no_parameter(module, leaf, f"model.get_submodule({owner!r})" if owner else "model")
+            if reason is not None:
+                raise HsvError(f"{full!r} {reason}")
+            parameter = module._parameters[leaf]
+            if parameter is not None and parameter.is_meta:
+                raise HsvError(
+                    f"{full!r} is on the meta device and has no values: call model.to_empty(device=...) and load the weights first"
+                )
 
 
 def chosen_criteria(
@@ -140,9 +169,16 @@ def recurrent_parameters(layers: Mapping[str, nn.Module]) -> dict[str, nn.Parame
 
 
 def check_unshared(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-    """Raise if two layers share a parameter that a cut of one of them would replace."""
+    """Raise if what a cut of these layers would replace is no parameter with values, or one that two layers share."""
+    check_parameters(layers)
     owners: dict[int, str] = {}
-    for name, parameter in recurrent_parameters(compressible_layers(model)).items():
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    every = (
+        f"{name}.{inner}" if name else inner
+        for name, layer in compressible_layers(model).items()
+        for inner in adapter_of(layer).parameter_names(layer)
+    )
+    for name, parameter in ((name, parameters[name]) for name in every if name in parameters):
         other = owners.setdefault(id(parameter), name)
         if other != name:
             raise HsvError(
@@ -185,7 +221,8 @@ def apply_cuts(
     try:
         for name, plan in plans.items():
             try:
-                replaced = _apply_one(model, plan, optimizer, moments)
+                with outside_inference_mode():
+                    replaced = _apply_one(model, plan, optimizer, moments)
             except Exception as error:
                 error.add_note(f"while cutting the layer {name!r}; everything is as it was before")
                 raise
@@ -240,7 +277,7 @@ def compress_(
         ...; an int means ``hsv.Order``. Or a :class:`hsv_torch.Budget` for all layers together.
     calibration
         Batches that the model is run over, without gradients and in evaluation mode; needed where a layer's system depends on its input
-        (Mamba), and an error where none does. A tensor is one batch.
+        (Mamba), and an error where none does. A tensor is one batch; a tuple of several tensors is refused, for it could be one batch with its targets or several.
     optimizer
         Gets the new parameters in place of the old ones. Its moments are carried into the new coordinates.
     layers
@@ -265,8 +302,8 @@ def compress_(
     Raises
     ------
     hsv.HsvError
-        If a layer cannot be cut (the message begins with its name), a name matches no layer, or the optimizer's state
-        cannot be carried.
+        If a layer cannot be cut (the message begins with its name), a name matches no layer, a parameter to be replaced is parametrized, pruned
+        or without values (on the meta device), or the optimizer's state cannot be carried.
 
     See Also
     --------
@@ -283,6 +320,7 @@ def compress_(
     started = time.perf_counter()
     model = uncompiled(model)
     chosen = chosen_layers(model, layers)
+    check_parameters(chosen)
     check_unsplit(model, "compress_ cannot cut", "cut before the model is split, or by hsv_torch.InTrainingCompressor")
     criteria = chosen_criteria(chosen, criterion)
     check_calibration(chosen, calibration, forward)
@@ -443,7 +481,8 @@ class Planner:
         """The cut of one layer, or what refused it."""
         layer = self.layers[name]
         try:
-            return plan_cut(adapter_of(layer), layer, rule, self.criteria[name], self.observations.get(name))
+            with outside_inference_mode():
+                return plan_cut(adapter_of(layer), layer, rule, self.criteria[name], self.observations.get(name))
         except HsvError as error:
             return error
 

@@ -349,20 +349,32 @@ def carry_gradients(adapter: LayerAdapter, cut: Cut, replaced: Replaced) -> None
 def replace_in_optimizer(optimizer: torch.optim.Optimizer, replaced: Replaced) -> None:
     """Put a layer's new parameters where its old ones stood; what the optimizer knew of the old ones is forgotten.
 
-    A parameter that was not there before joins the group of the first one that was replaced; one that is gone leaves its group.
+    A parameter that was not there before joins the group of the first one that was replaced and that the optimizer holds; one that is gone leaves its group. Where a
+    group keeps names (``param_names``, of an optimizer made from ``named_parameters()``) they follow.
     """
     mapping = {old: new for old, new in replaced.values() if old is not None}
-    added = [new for old, new in replaced.values() if old is None and new is not None]
+    added = {name: new for name, (old, new) in replaced.items() if old is None and new is not None}
     _replace_in_groups(optimizer, mapping)
-    for group in optimizer.param_groups:
-        if added and any(new is parameter for new in mapping.values() for parameter in group["params"]):
-            group["params"].extend(added)
-            return
+    if not added:
+        return
+    for name, (old, new) in replaced.items():
+        for group in optimizer.param_groups if old is not None and new is not None else ():
+            place = next((i for i, parameter in enumerate(group["params"]) if parameter is new), None)
+            if place is not None:
+                if "param_names" in group:
+                    given = group["param_names"][place]
+                    prefix = given.removesuffix(name) if given.endswith(name) else f"{given}."
+                    group["param_names"].extend(prefix + inner for inner in added)
+                group["params"].extend(added.values())
+                return
 
 
 def _replace_in_groups(optimizer: torch.optim.Optimizer, mapping: Mapping[nn.Parameter, nn.Parameter | None]) -> None:
     for group in optimizer.param_groups:
-        places = (mapping.get(parameter, parameter) for parameter in group["params"])
+        places = [mapping.get(parameter, parameter) for parameter in group["params"]]
+        if "param_names" in group:
+            named = zip(group["param_names"], places, strict=True)
+            group["param_names"][:] = [name for name, parameter in named if parameter is not None]
         group["params"][:] = [parameter for parameter in places if parameter is not None]
     for old in mapping:
         optimizer.state.pop(old, None)

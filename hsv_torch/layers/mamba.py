@@ -25,6 +25,7 @@ from hsv_torch.layers._selective import Quantities, masked, projections
 from hsv_torch.scan import linear_scan, selective_scan
 from hsv_torch.scan._elementwise import causal_convolution, skip_and_gate
 from hsv_torch.selective import SelectiveAdapter, SelectiveView
+from hsv_torch.selective._adapter import TRANSFORMS
 
 StepSizeInit = Literal["random", "constant"]
 
@@ -331,6 +332,8 @@ class MambaView(SelectiveView):
 @register_adapter(Mamba)
 class MambaAdapter(SelectiveAdapter):
     """Cuts a :class:`Mamba`, in every way that :mod:`hsv_torch.selective` knows."""
+
+    recurrent_parameters: ClassVar[tuple[str, ...]] = (*SelectiveAdapter.recurrent_parameters, *TRANSFORMS)
 
     @override
     def view(self, layer: Mamba) -> MambaView:

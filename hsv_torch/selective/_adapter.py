@@ -21,6 +21,9 @@ from hsv_torch.selective._cut import SelectiveCriterion, SelectiveCut, no_bound
 from hsv_torch.selective._observation import SelectiveObservation
 from hsv_torch.selective._view import SelectiveView
 
+TRANSFORMS = ("A_imag", "B_transform", "C_transform")
+"""What a layer with room for transforms has once a cut needs them; where it has room its adapter names them in `recurrent_parameters` too."""
+
 
 @dataclass(frozen=True)
 class _Plan:
@@ -53,7 +56,7 @@ class SelectiveAdapter(LayerAdapter):
 
     @override
     def parameter_names(self, layer: Any) -> tuple[str, ...]:
-        further = [name for name in ("A_imag", "B_transform", "C_transform") if getattr(layer, name, None) is not None]
+        further = [name for name in TRANSFORMS if getattr(layer, name, None) is not None]
         return ("A_log", "x_proj.weight", *further)
 
     @override

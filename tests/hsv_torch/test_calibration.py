@@ -296,6 +296,25 @@ class TestBadInput:
         self.refused("got a dict; put a single batch", {"input": batches()[0]}, TypeError)
         self.refused("`forward` must be callable", batches(), TypeError, forward="model")
 
+    def test_a_tuple_of_tensors_could_be_one_batch_or_several(self):
+        x, y = batches(2)
+        self.refused(
+            r"a tuple of 2 with tensors .* pass \[calibration\] for one, list\(calibration\)", (x, y), TypeError
+        )
+        for calibration in ([(x, y)], [x, y]):
+            assert hsv_torch.compress_(make(), 3, calibration=calibration).layers[0].n_states_after == 3
+
+    def test_arrays_of_numpy(self):
+        x = batches(1)[0].numpy()
+        self.refused("`calibration` must hold tensors, got a NumPy array", x, TypeError)
+        for batch in (x, [x], {"input": x}):
+            self.refused("a batch holds a NumPy array, .* torch.from_numpy", [batch], TypeError)
+
+        def forward(model, batch):
+            return model(torch.from_numpy(batch))
+
+        assert hsv_torch.compress_(make(), 3, calibration=[x], forward=forward).layers[0].n_states_after == 3
+
     def test_a_layer_that_is_never_called(self):
         self.refused(r"never called the layers \['3'\]", batches(), forward=lambda model, batch: model[0](batch))
 

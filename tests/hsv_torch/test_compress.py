@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import hsv
+import hsv_torch
 from hsv_torch import LRU, ComplexHankel, CutRefusedError, RealHankel
 from hsv_torch.compress import compress_
 from tests.hsv_torch.models import classifier, train_step
@@ -183,6 +185,88 @@ class TestBadInput:
         model.blocks[1].ssm.B = model.blocks[0].ssm.B
         with pytest.raises(hsv.HsvError, match=r"'blocks.0.ssm.B' and 'blocks.1.ssm.B' are one tensor"):
             compress_(model, 5, layers=["blocks.0.ssm"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda layer: nn.utils.parametrizations.weight_norm(layer, "C"),
+            r"^'0\.C' is parametrized, .* call torch\.nn\.utils\.parametrize\.remove_parametrizations\(model\.get_submodule\('0'\), 'C'\) first$",
+        ),
+        (
+            lambda layer: prune.random_unstructured(layer, "theta", 0.2),
+            r"'0\.theta' is pruned, .*prune\.remove\(",
+        ),
+        (
+            lambda layer: nn.utils.spectral_norm(layer, "C"),
+            r"'0\.C' is computed by spectral_norm, .*remove_spectral_norm\(",
+        ),
+        (lambda layer: layer.to("meta"), r"'0\.nu_log' is on the meta device and has no values"),
+        (lambda layer: delattr(layer, "C"), r"'0\.C' is missing in this LRU"),
+        (
+            lambda layer: (layer._parameters.pop("C"), layer.register_buffer("C", torch.zeros(2, 4, 8))),
+            r"'0\.C' is no parameter of the LRU \(a Tensor\)",
+        ),
+    ],
+    ids=["weight norm", "pruned", "spectral norm", "meta", "missing", "buffer"],
+)
+def test_parameters_that_a_cut_cannot_replace_are_named_with_what_to_do(change, message):
+    model = nn.Sequential(LRU(4, 8), LRU(4, 8), nn.Linear(4, 1))
+    change(model[0])
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    with pytest.raises(hsv.HsvError, match=message):
+        compress_(model, 3, optimizer=optimizer)
+    with pytest.raises(hsv.HsvError, match=message):
+        hsv_torch.InTrainingCompressor(model, optimizer, rule=3, schedule=hsv_torch.Schedule(10, at=(1,)))
+    compress_(model, 3, layers=["1"], optimizer=optimizer)  # a layer that is not cut may have them
+    assert model[1].n_states == 3
+
+
+@pytest.mark.parametrize(
+    ("layer", "criterion"),
+    [
+        (lambda: LRU(4, 8), None),
+        (lambda: hsv_torch.Mamba(4, 8), hsv_torch.ChannelBasis()),
+        (lambda: hsv_torch.Mamba(4, 8), hsv_torch.LocalDistillation(hsv_torch.StateChoice(), steps=2)),
+    ],
+    ids=["LRU", "Mamba", "distilled"],
+)
+@pytest.mark.parametrize("how", ["compress_", "compressor"])
+def test_a_model_that_is_cut_in_inference_mode_can_be_trained_on(layer, criterion, how):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(layer(), nn.Linear(4, 1)), torch.randn(6, 10, 4)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    optimizer = torch.optim.AdamW(model.parameters())
+    options = {"criterion": criterion, "calibration": None if criterion is None else x}
+    model(x).sum().backward()
+    optimizer.step()
+    if how == "compressor":
+        compressor = hsv_torch.InTrainingCompressor(
+            model, optimizer, rule=4, schedule=hsv_torch.Schedule(10, at=(1,)), state={"ema": average}, **options
+        )
+    with torch.inference_mode():
+        if how == "compressor":
+            compressor.step()
+        else:
+            compress_(model, 4, optimizer=optimizer, **options)
+    assert model[0].n_states == 4
+    model(x).sum().backward()
+    optimizer.step()
+    if how == "compressor":
+        average.update_parameters(model)
+
+
+def test_a_model_that_is_resized_in_inference_mode_can_be_trained_on(tmp_path):
+    make = lambda n: nn.Sequential(LRU(4, n), nn.Linear(4, 1))  # noqa: E731
+    hsv_torch.save_checkpoint(make(5), tmp_path / "file")
+    model = make(8)
+    with torch.inference_mode():
+        hsv_torch.load_into(model, tmp_path / "file")
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.randn(6, 10, 4)).sum().backward()
+    optimizer.step()
+    assert model[0].n_states == 5
 
 
 def test_a_name_that_another_module_has_for_the_same_parameter_follows():

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import hsv
+import hsv_torch
 from hsv_torch import LRU, RealHankel
 from hsv_torch.adapters import adapter_of
 from hsv_torch.compress import compress_
@@ -15,6 +16,7 @@ from hsv_torch.optimizer import (
     check_optimizer,
     parameter_groups,
     register_moments,
+    replace_in_optimizer,
     replace_parameters,
 )
 from tests.hsv_torch.models import classifier, train_step
@@ -351,6 +353,62 @@ class TestReplaceParameters:
             replace_parameters(model, {model[0]: nn.Parameter(torch.zeros(2))})
 
 
+class TestNewParameters:
+    """A cut that keeps transforms adds parameters to the layer."""
+
+    def make(self, **options):
+        torch.manual_seed(0)
+        model = nn.Sequential(hsv_torch.Mamba(4, 8), nn.Linear(4, 1))
+        return model, {"criterion": hsv_torch.ChannelBasis(), "calibration": torch.randn(6, 10, 4), **options}
+
+    def test_those_of_a_frozen_layer_are_frozen_and_it_can_be_cut_again(self):
+        model, options = self.make()
+        model[0].requires_grad_(False)
+        optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
+        schedule = hsv_torch.Schedule(10, at=(1, 2))
+        compressor = hsv_torch.InTrainingCompressor(model, optimizer, rule=[6, 4], schedule=schedule, **options)
+        compressor.step(), compressor.step()
+        assert model[0].n_states == 4
+        assert model[0].B_transform is not None
+        assert not any(p.requires_grad for p in model[0].parameters())
+        assert len(optimizer.param_groups[0]["params"]) == 2
+
+    def test_they_are_trained_if_one_of_those_that_are_replaced_is(self):
+        model, options = self.make()
+        model[0].A_log.requires_grad_(False)
+        optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
+        compress_(model, 4, optimizer=optimizer, **options)
+        assert not model[0].A_log.requires_grad
+        held = optimizer.param_groups[0]["params"]
+        assert all(any(p is q for q in held) for p in (model[0].B_transform, model[0].C_transform))
+
+    def test_names_in_the_groups_follow(self):
+        model, options = self.make()
+        optimizer = torch.optim.AdamW(model.named_parameters())
+        compress_(model, 6, optimizer=optimizer, **options)
+        (group,) = optimizer.param_groups
+        parameters = dict(model.named_parameters())
+        assert "0.B_transform" in group["param_names"]
+        assert all(parameters[n] is p for n, p in zip(group["param_names"], group["params"], strict=True))
+        assert len(group["params"]) == len(parameters)
+        new = nn.Parameter(torch.zeros(3))
+        replaced = {"A_log": (model[0].A_log, new), "B_transform": (model[0].B_transform, None)}
+        replace_in_optimizer(optimizer, replaced)
+        expected = parameters | {"0.A_log": new}
+        assert "0.B_transform" not in group["param_names"]
+        assert all(expected[n] is p for n, p in zip(group["param_names"], group["params"], strict=True))
+
+    def test_names_of_ones_own_stay_and_new_ones_follow_them(self):
+        model, options = self.make()
+        parameters = list(model.parameters())
+        optimizer = torch.optim.AdamW([(f"mine {i}", p) for i, p in enumerate(parameters)])
+        compress_(model, 6, optimizer=optimizer, **options)
+        (group,) = optimizer.param_groups
+        assert group["param_names"][: len(parameters)] == [f"mine {i}" for i in range(len(parameters))]
+        assert all(name.endswith(("_transform", "A_imag")) for name in group["param_names"][len(parameters) :])
+        assert len(group["param_names"]) == len(group["params"])
+
+
 class TestParameterGroups:
     def test_recurrent_parameters_stand_apart_without_decay(self):
         model = classifier(n_blocks=1)
@@ -360,6 +418,29 @@ class TestParameterGroups:
         ssm = model.blocks[0].ssm
         assert {id(p) for p in recurrent["params"]} == {id(p) for p in (ssm.nu_log, ssm.theta, ssm.gamma_log, ssm.B)}
         assert len(recurrent["params"]) + len(rest["params"]) == len(list(model.parameters()))
+
+    @pytest.mark.parametrize(
+        "criterion", [hsv_torch.ChannelBasis(), hsv_torch.SharedBasis()], ids=lambda c: type(c).__name__
+    )
+    @pytest.mark.parametrize("make", [hsv_torch.Mamba, hsv_torch.Mamba2], ids=lambda m: m.__name__)
+    def test_transforms_stand_where_a_cut_puts_them(self, make, criterion, tmp_path):
+        if make is hsv_torch.Mamba2:
+            criterion = hsv_torch.SharedBasis()
+        torch.manual_seed(0)
+        model, x = nn.Sequential(make(4, 8), nn.Linear(4, 1)), torch.randn(6, 10, 4)
+        optimizer = torch.optim.AdamW(parameter_groups(model, lr=1e-3, weight_decay=0.1))
+        compress_(model, 4, criterion=criterion, calibration=x, optimizer=optimizer)
+        assert model[0].B_transform is not None
+        model(x).sum().backward()
+        optimizer.step()
+        hsv_torch.save_checkpoint(model, tmp_path / "file", optimizer=optimizer)
+        fresh = parameter_groups(model, lr=1e-3, weight_decay=0.1)
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        for held, group in zip(optimizer.param_groups, fresh, strict=True):
+            assert {names[id(p)] for p in held["params"]} == {names[id(p)] for p in group["params"]}
+        if model[0].B_transform.ndim == 4:  # complex poles
+            assert any(model[0].A_imag is p for p in fresh[0]["params"])
+        hsv_torch.load_into(model, tmp_path / "file", optimizer=torch.optim.AdamW(fresh))
 
     def test_frozen_ones_are_left_out(self):
         model = classifier(n_blocks=1)
