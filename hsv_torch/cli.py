@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import sys
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
@@ -109,7 +111,7 @@ def inspect(
                 )
             write_html(history, report)
         if as_json:
-            print(json.dumps(facts, indent=2))
+            _print_json(facts)
             return
         _print_facts(facts, history)
 
@@ -134,7 +136,11 @@ def compress(
     uniform: Annotated[bool, typer.Option("--uniform", help="Give all layers one size.")] = False,
     calibration: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.npy", help="Inputs, for layers that need data (Mamba).", show_default=False),
+        typer.Option(
+            metavar="FILE.npy",
+            help="Inputs as one batch, for layers that need data (Mamba); numbers that are not whole take the model's dtype.",
+            show_default=False,
+        ),
     ] = None,
     model: MakeModel = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
@@ -150,7 +156,7 @@ def compress(
         rule = _rule(keep, states, total_states)
         content = load_checkpoint(checkpoint)
         made = _model(checkpoint, content, model)
-        data = None if calibration is None else [torch.from_numpy(np.load(calibration, allow_pickle=False))]
+        data = None if calibration is None else [_inputs(calibration, made)]
         done = compress_(
             made,
             rule,
@@ -162,7 +168,7 @@ def compress(
         save_checkpoint(made, output)
         records = [record.to_dict() for record in done.layers]
         if as_json:
-            print(json.dumps({"output": str(output), "seconds": done.seconds, "layers": records}, indent=2))
+            _print_json({"output": str(output), "seconds": done.seconds, "layers": records})
             return
         table = _table(f"{output}: {output.stat().st_size:,} bytes, was {checkpoint.stat().st_size:,}")
         for column in ("layer", "states", "error at most", "condition"):
@@ -211,6 +217,38 @@ def _model(path: Path, content: Checkpoint, make: str | None) -> nn.Module:
         raise _UsageError(f"--model {make} returns a {type(made).__qualname__}, and must return a torch.nn.Module")
     load_into(made, path)
     return made
+
+
+def _inputs(path: Path, model: nn.Module) -> torch.Tensor:
+    """The array in a file of NumPy, floating-point numbers in the dtype of the model's parameters."""
+    try:
+        with path.open("rb") as file:
+            array = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise _UsageError(
+            f"--calibration {path} is no .npy file of numbers: {error}; write it with numpy.save"
+        ) from error
+    try:
+        inputs = torch.from_numpy(array)
+    except TypeError as error:
+        raise _UsageError(
+            f"--calibration {path} must hold one array of numbers, got {array!r:.80}: {error}; write it with numpy.save"
+        ) from error
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), inputs.dtype)
+    return inputs.to(dtype) if inputs.is_floating_point() else inputs
+
+
+def _print_json(content: Mapping[str, Any]) -> None:
+    """Print one JSON object; numbers that JSON does not have (a bound that is infinite) become null, as in :meth:`History.to_json`."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+    print(json.dumps(plain(content), indent=2, allow_nan=False))
 
 
 def _facts(path: Path, content: Checkpoint) -> dict[str, Any]:

@@ -115,6 +115,15 @@ class TestCompress:
         assert run("compress", tmp_path / "m", "-o", tmp_path / "s", "--states", 3, "--calibration", tmp_path / "x.npy").exit_code == 0  # fmt: skip
         assert hsv_torch.load_model(tmp_path / "s").n_states == (3, 3)
 
+    def test_numpy_writes_double_precision_and_json_has_no_infinity(self, tmp_path):
+        hsv_torch.save_checkpoint(sequence_model("mamba", 8), tmp_path / "m")
+        np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(6, 12, 4)))
+        options = ["--states", 3, "--calibration", tmp_path / "x.npy", "--json"]
+        result = run("compress", tmp_path / "m", "-o", tmp_path / "s", *options)
+        assert result.exit_code == 0
+        assert "Infinity" not in result.stdout
+        assert [record["error_bound"] for record in json.loads(result.stdout)["layers"]] == [None, None]
+
 
 class TestErrors:
     def check(self, status, message, *arguments):
@@ -140,6 +149,22 @@ class TestErrors:
         self.check(2, "No module named 'nowhere'", "inspect", path, "--model", "nowhere:make")
         self.check(2, "returns a dict, and must return a torch.nn.Module", "inspect", path, "--model", "builtins:dict")
         assert not out.exists()
+
+    def test_calibration_that_is_no_array(self, tmp_path):
+        hsv_torch.save_checkpoint(sequence_model("mamba", 8), tmp_path / "m")
+        (tmp_path / "text.npy").write_text("1,2,3")
+        (tmp_path / "empty.npy").write_text("")
+        np.savez(tmp_path / "several.npz", x=np.zeros(3))
+        np.save(tmp_path / "words.npy", np.array(["a", "b"]))
+        for name, message in {
+            "text.npy": "is no .npy file of numbers",
+            "empty.npy": "is no .npy file of numbers",
+            "several.npz": "must hold one array of numbers",
+            "words.npy": "must hold one array of numbers",
+            "none.npy": "No such file",
+        }.items():
+            self.check(2, message, "compress", tmp_path / "m", "-o", tmp_path / "s", "--states", 3, "--calibration", tmp_path / name)  # fmt: skip
+        assert not (tmp_path / "s").exists()
 
 
 def test_the_command_without_its_packages(monkeypatch, capsys):
