@@ -171,7 +171,7 @@ def accuracy_against_time(figures: TableFigures, task: str) -> Picture | None:
     marks = ["marks: means of the seeds, numbered as in the list", *_bars_words(inside), *arrows]
     return Picture(
         figure,
-        f"Test accuracy over seconds of training, {task}: {', '.join(row.cell.label for row in rows)}",
+        f"Test accuracy over seconds of training, {task}: {'; '.join(row.cell.label for row in rows)}",
         f"{_place(figures, task)}: test accuracy over the seconds of training (logarithmic), median of the seeds, those of a teacher or of the model that is started from included; {'; '.join(marks)}.",
     )
 
@@ -200,7 +200,7 @@ def accuracy_of_rows(figures: TableFigures, task: str) -> Picture | None:
     marks = ["filled marks: means of the seeds", *_bars_words(inside), OPEN_MARKS, *arrows]
     return Picture(
         figure,
-        f"Test accuracy of each row, {task}: {', '.join(row.cell.label for row in rows)}",
+        f"Test accuracy of each row, {task}: {'; '.join(row.cell.label for row in rows)}",
         f"{_place(figures, task)}: test accuracy of each row; {'; '.join(marks)}.",
     )
 

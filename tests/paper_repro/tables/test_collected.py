@@ -134,7 +134,7 @@ def test_a_page_has_captions_under_its_pictures_and_refuses_pictures_without(kep
     page.write_text("<!-- results: pictures ablations cpu -->\n<!-- end of results -->\n", encoding="utf-8")
     fill_page(page, kept)
     filled = page.read_text(encoding="utf-8")
-    assert "![Test accuracy of each row, digits: full, balanced truncation, complex, " in filled
+    assert "![Test accuracy of each row, digits: full; balanced truncation, complex; " in filled
     assert "](images/reproduction/ablations_cpu_digits_rows.svg)\n\n*Table 4, digits: test accuracy of each row; filled marks: means of the seeds; bars: 95 % interval of the mean; open marks: single seeds.*\n" in filled  # fmt: skip
     path.write_text("<svg></svg>", encoding="utf-8")
     with pytest.raises(
