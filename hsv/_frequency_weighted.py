@@ -12,6 +12,7 @@ from hsv._array import (
     device,
     dtype_name,
     eye,
+    is_array,
     namespace,
     round_to,
     to_host,
@@ -30,13 +31,13 @@ from hsv._gramian_pair import (
     square_factor,
 )
 from hsv._gramians import dual, factor
-from hsv._hankel import Factors
+from hsv._hankel import Factors, from_real_coordinates
 from hsv._lyapunov import solve_continuous_lyapunov, solve_discrete_lyapunov, solve_lyapunov_factored
 from hsv._norms import hinf_norm
 from hsv._order import Rule, as_rule
 from hsv._reduction import Reduction, Rounding
 from hsv._split import split_unstable
-from hsv._systems import LinearSystem, StateSpace, stability_margin
+from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, require_system, stability_margin
 
 _EPS = float(np.finfo(np.float64).eps)
 _WITHOUT_BOUND = (
@@ -82,7 +83,7 @@ def frequency_weighted_gramians(
     UnstableSystemError
         `sys` is not stable.
     IllConditionedError
-        A weight has a pole on the stability boundary.
+        A weight has a pole on the stability boundary, or an unstable one that its inputs (`input_weight`) do not reach or its outputs (`output_weight`) do not see.
     ShapeError, DtypeError, HsvError
         The weights do not fit `sys`, or a mix is outside [0, 1].
 
@@ -101,6 +102,8 @@ def frequency_weighted_gramians(
     observe = factor(mirror) if V is None else _joint(mirror, _dual(V)).gramian_factor(mixes[1])
     xp, batch = namespace(full.A), np.broadcast_shapes(tuple(control.shape[:-2]), tuple(observe.shape[:-2]))
     both = (xp.broadcast_to(L, (*batch, *L.shape[-2:])) for L in (control, observe))
+    if isinstance(sys, DiagonalStateSpace) and sys._conjugate_pairs:
+        both = (from_real_coordinates(L) for L in both)
     P, Q = (round_to(product(L, conjugate_transpose(L)), sys.B) for L in both)
     return P, Q
 
@@ -343,6 +346,7 @@ def _checked(
             raise DtypeError(f"{name} must be a number in [0, 1], got {mix!r}")
         if not 0 <= mix <= 1:
             raise HsvError(f"{name} must be in [0, 1] (0: Enns, 1: Lin and Chiu), got {mix}")
+    require_system(sys)
     full = dense_in_double(sys)
     W = None if input_weight is None else prepared_weight("input_weight", full, input_weight)
     if W is not None and W.n_outputs != full.n_inputs:
@@ -361,10 +365,11 @@ def _checked(
 
 def prepared_weight(name: str, full: StateSpace, weight: LinearSystem) -> StateSpace:
     """The weight, dense and in double precision, complex where the system is; refused if it is no system of the same time base."""
-    if not isinstance(weight, LinearSystem):
+    if is_array(weight) or isinstance(weight, (int, float, complex, list, tuple)):
         raise DtypeError(
             f"{name} must be a system, got {type(weight).__name__}; a constant gain is the D of a system with zeros for B and C"
         )
+    require_system(weight, name=name)
     if weight.is_complex and not full.is_complex:
         raise DtypeError(
             f"{name} of a real system must be real, for the reduced system would be complex; make sys complex first"
@@ -414,6 +419,7 @@ def _stable(V: StateSpace, name: str) -> StateSpace:
         Y = -solve_discrete_lyapunov(conjugate_transpose(A2), quadratic)
     else:
         Y = solve_continuous_lyapunov(conjugate_transpose(A2), quadratic)
+    _require_seen(name, Y)
     CX = product(C2, inverse(Y))
     if V.is_discrete:
         R = eye(V.n_outputs, V.A) + product(CX, conjugate_transpose(C2))
@@ -431,4 +437,18 @@ def _stable(V: StateSpace, name: str) -> StateSpace:
         product(shape, both.C),
         product(shape, V.D),
         dt=V.dt,
+    )
+
+
+def _require_seen(name: str, Y: Array) -> None:
+    """Raise unless the Gramian ``(n, n)`` of the unstable states of a weight is invertible."""
+    gramian = to_host(Y)
+    size = np.sqrt(np.abs(np.diagonal(gramian)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scaled = gramian / (size[:, None] * size)
+    if np.all(np.isfinite(scaled)) and np.linalg.cond(scaled) < 1 / (len(gramian) * _EPS):
+        return
+    hidden = "its inputs do not reach" if name == "input_weight" else "its outputs do not see"
+    raise IllConditionedError(
+        f"{name} must show its unstable poles, found one that {hidden} to working precision: it has no part in the gain; remove its state from the weight"
     )

@@ -17,7 +17,8 @@ from hsv._hankel_norm import hankel_norm_approximation
 from hsv._lyapunov import check_stable, solve_sylvester
 from hsv._order import ErrorBound, Rule, as_rule
 from hsv._reduction import Reduction, check_stability
-from hsv._systems import LinearSystem, StateSpace, stability_margin
+from hsv._systems import LinearSystem, StateSpace, require_system, stability_margin
+from hsv._warnings import WarnTheCaller
 
 
 def frequency_weighted_hankel_norm_approximation(
@@ -91,6 +92,7 @@ def frequency_weighted_hankel_norm_approximation(
         raise OrderError(
             "ErrorBound asks for a bound, which weighted Hankel-norm approximation does not have; use hsv.frequency_weighted_truncation"
         )
+    require_system(sys)
     full = dense_in_double(sys)
     check_stable(_blas.eigenvalues(to_host(full.A)), discrete=full.is_discrete)
     pairs = [
@@ -103,7 +105,8 @@ def frequency_weighted_hankel_norm_approximation(
     V, W = (None if pair is None else pair[0] for pair in pairs)
     inverse_V, inverse_W = (None if pair is None else pair[1] for pair in pairs)
     weighted = _stable_part(_to_continuous(full), V, W)
-    red = hankel_norm_approximation(weighted, rule)
+    with WarnTheCaller():
+        red = hankel_norm_approximation(weighted, rule)
     reduced = _stable_part(red.system, inverse_V, inverse_W)
     if sys.is_discrete:
         reduced = _to_discrete(reduced, sys.dt)
@@ -123,6 +126,8 @@ def _unstable_pair(name: str, full: StateSpace, weight: LinearSystem, size: int)
     checked = prepared_weight(name, full, weight)
     if checked.n_inputs != size or checked.n_outputs != size:
         raise ShapeError(f"{name} must be square of size {size}, got {checked.n_outputs} x {checked.n_inputs}")
+    if full.is_discrete:
+        _require_no_pole_at_minus_one(name, checked)
     V = _to_continuous(checked)
     singular = to_host(namespace(V.D).linalg.svdvals(V.D))
     if np.any(singular[..., -1] <= 1e-12 * singular[..., 0]):
@@ -150,6 +155,18 @@ def _unstable_pair(name: str, full: StateSpace, weight: LinearSystem, size: int)
             "leaves the gain alone"
         )
     return V, _inverse(V)
+
+
+def _require_no_pole_at_minus_one(name: str, weight: StateSpace) -> None:
+    one = np.eye(weight.n_states)
+    condition = np.linalg.cond(one + to_host(weight.A))
+    if np.all(condition < 1 / np.finfo(np.float64).eps):
+        return
+    poles = to_host(weight.poles())
+    distance = np.abs(poles + 1).min()
+    raise IllConditionedError(
+        f"{name} must have no pole on the stability boundary, found one within {distance:.1e} of z = -1; move it inside"
+    )
 
 
 def _stable_part(sys: StateSpace, V: StateSpace | None, W: StateSpace | None) -> StateSpace:

@@ -438,3 +438,31 @@ def test_a_bound_is_missing_only_where_its_factors_are(rng):
     np.testing.assert_allclose(
         red.hankel_singular_values, values, rtol=tolerance(float, factor=1e5)
     )  # from P once more
+
+
+@pytest.mark.parametrize("dt", [0, True])
+def test_gramians_of_a_real_part_are_in_its_own_coordinates(dt, rng):
+    sys = hsv.real_part(random_diagonal(rng, n=3, m=2, p=2, dt=dt))
+    P, Q = hsv.frequency_weighted_gramians(sys)
+    np.testing.assert_allclose(P, hsv.controllability_gramian(sys), atol=1e-12)
+    np.testing.assert_allclose(Q, hsv.observability_gramian(sys), atol=1e-12)
+    lag = hsv.StateSpace(-0.5 * np.eye(2), np.eye(2), np.eye(2), dt=dt)
+    complex_ = hsv.DiagonalStateSpace(sys.poles(), sys.B, sys.C, sys.D, dt=dt)  # the same states, nothing known of them
+    for found, expected in zip(
+        hsv.frequency_weighted_gramians(sys, input_weight=lag, output_weight=lag, input_mix=0.5),
+        hsv.frequency_weighted_gramians(complex_, input_weight=lag, output_weight=lag, input_mix=0.5),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-12 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("dt", [0, True])
+def test_an_unstable_pole_that_a_weight_hides_is_refused_by_the_name_of_the_weight(dt):
+    sys = hsv.StateSpace([[0.5 if dt else -1.0]], [[1.0]], [[1.0]], dt=dt)
+    A, one, hidden = [[2.0, 0.0], [0.0, 0.2 if dt else -2.0]], [[1.0], [1.0]], [[0.0], [1.0]]
+    unreached = hsv.StateSpace(A, hidden, np.transpose(one), dt=dt)
+    unseen = hsv.StateSpace(A, one, np.transpose(hidden), dt=dt)
+    with pytest.raises(hsv.IllConditionedError, match=r"input_weight must .* that its inputs do not reach"):
+        hsv.frequency_weighted_truncation(sys, 1, input_weight=unreached)
+    with pytest.raises(hsv.IllConditionedError, match=r"output_weight must .* that its outputs do not see"):
+        hsv.frequency_weighted_gramians(sys, output_weight=unseen)

@@ -157,3 +157,12 @@ def test_inputs_that_make_no_sense_are_refused(rng):
         call(sys, hsv.ErrorBound(1.0))
     with pytest.raises(hsv.UnstableSystemError):
         call(hsv.StateSpace([[1.0]], [[1.0]], [[1.0]], dt=0), 1)
+
+
+def test_a_discrete_weight_with_a_pole_at_minus_one_is_refused():
+    sys = hsv.StateSpace([[0.5]], [[1.0]], [[1.0]], dt=True)
+    weight = hsv.StateSpace([[-1.0]], [[1.0]], [[1.0]], [[1.0]], dt=True)
+    with pytest.raises(
+        hsv.IllConditionedError, match=r"output_weight must have no pole on .* within 0.0e\+00 of z = -1"
+    ):
+        hsv.frequency_weighted_hankel_norm_approximation(sys, 1, output_weight=weight)
