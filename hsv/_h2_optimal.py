@@ -8,12 +8,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hsv._arguments import checked_count, checked_tolerance
 from hsv._array import Array, from_host, real, round_to, say_copied, to_host, widen
 from hsv._cauchy import expm1
-from hsv._errors import DtypeError, HsvError, OrderError, OrderWarning
+from hsv._errors import DtypeError, OrderError, OrderWarning
 from hsv._order import ErrorBound, Order, Rule, as_rule
 from hsv._reduction import Reduction, balanced_truncation
-from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, in_double_precision, real_part
+from hsv._scaling import even_exponents, require_representable, shifted, with_even_ports, with_unit_ports
+from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, real_part, require_system
+from hsv._warnings import WarnTheCaller, level_outside
 
 _EPS = float(np.finfo(np.float64).eps)
 _KRYLOV_STEPS = 100  # at most, before the descent: where they settle, they do so in fewer than the descent needs
@@ -51,7 +54,7 @@ def h2_optimal_reduction(
     max_iterations : int
         Of the descent.
     tolerance : float
-        Stop where the next step promises to lower the squared error by no more than this share of it.
+        Stop where the next step promises to lower the squared error by no more than this share of it; in (0, 1).
 
     Returns
     -------
@@ -65,8 +68,8 @@ def h2_optimal_reduction(
     UnstableSystemError
     OrderError
         No order meets the rule.
-    DtypeError
-        The system is not diagonal.
+    DtypeError, HsvError
+        The system is not diagonal; `max_iterations` or `tolerance` is no such number; the reduced system is beyond the range of the precision of `sys`.
 
     Warns
     -----
@@ -97,14 +100,12 @@ def h2_optimal_reduction(
     >>> bool(hsv.h2_norm(sys - optimal) < hsv.h2_norm(sys - balanced))
     True
     """
+    require_system(sys)
     if not isinstance(sys, DiagonalStateSpace):
         raise DtypeError(
             f"h2_optimal_reduction takes a DiagonalStateSpace, got a {type(sys).__name__}; hsv.diagonalize makes one of it, and hsv.irka takes it as it is"
         )
-    if isinstance(max_iterations, bool) or not isinstance(max_iterations, int) or max_iterations < 1:
-        raise HsvError(f"max_iterations must be an int of at least 1, got {max_iterations!r}")
-    if not 0 < tolerance < 1:
-        raise HsvError(f"tolerance must be a number in (0, 1), got {tolerance!r}")
+    max_iterations, tolerance = checked_count("max_iterations", max_iterations), checked_tolerance(tolerance)
     rule = as_rule(rule)
     if isinstance(rule, ErrorBound):
         raise OrderError(
@@ -112,13 +113,18 @@ def h2_optimal_reduction(
         )
     say_copied(sys.B, "the descent on the H2 error")
     paired = sys._conjugate_pairs
-    balanced = balanced_truncation(sys if paired else in_double_precision(sys), rule)
+    with WarnTheCaller():
+        balanced = balanced_truncation(with_even_ports(sys)[0], rule)
     orders = to_host(balanced.orders)
     slots = (orders + 1) // 2 if paired else orders
     r = max(int(slots.max(initial=0)), 1)
-    problem = _Problem.of(sys)
+    unit, sizes = with_unit_ports(sys)  # what follows has fourth powers of B and C
+    assert isinstance(unit, DiagonalStateSpace)
+    problem = _Problem.of(unit)
     used = np.arange(r) < slots.reshape(-1)[:, None]  # (k, r)
-    start = _best_start(problem, _starts(problem, sys, balanced, used))
+    start = _best_start(
+        problem, _starts(problem, unit, replace(balanced, system=_in_units(balanced.system, sizes)), used)
+    )
     found = _descend(problem, start, max_iterations, tolerance)
     exact = _errors(problem, start) <= problem.noise
     model = _where(exact, start, found.model)
@@ -127,7 +133,7 @@ def h2_optimal_reduction(
         note = f"the descent had not settled after {max_iterations} iterations" + (
             f" (in {int((~found.settled).sum())} of {found.settled.size} systems)" if found.settled.size > 1 else ""
         )
-        warnings.warn(note, OrderWarning, stacklevel=2)
+        warnings.warn(note, OrderWarning, stacklevel=level_outside())
         notes.append(note)
     else:
         notes.append(f"the descent had settled after {found.iterations} iterations")
@@ -140,7 +146,10 @@ def h2_optimal_reduction(
     def back(x: np.ndarray) -> Array:
         return round_to(from_host(x.reshape(*sys.batch_shape, *x.shape[1:]), like), like)
 
-    poles, B, C = (back(x) for x in _padded(model, used, _LOG_OF_ZERO if sys.is_discrete else -1.0))
+    poles, B, C = _padded(model, used, _LOG_OF_ZERO if sys.is_discrete else -1.0)
+    B, C = (shifted(x, size.reshape(-1)) for x, size in zip((B, C), sizes, strict=True))
+    poles, B, C = (back(x) for x in (poles, B, C))
+    require_representable(poles, B, C)
     D = sys.D if sys.is_complex else sys.D + 0j
     if sys.is_discrete:
         reduced = DiagonalStateSpace.from_log_poles(poles, B, C, D, dt=sys.dt)
@@ -156,6 +165,13 @@ def h2_optimal_reduction(
         right=back(right),
         notes=tuple(notes),
     )
+
+
+def _in_units(balanced: StateSpace, sizes: tuple[np.ndarray, np.ndarray]) -> StateSpace:
+    """The reduction of :func:`hsv._scaling.with_even_ports`, on the host, in the units of :func:`hsv._scaling.with_unit_ports`."""
+    even = even_exponents(*sizes)
+    A, B, C, D = (to_host(widen(x)) for x in (balanced.A, balanced.B, balanced.C, balanced.D))
+    return StateSpace(A, shifted(B, even - sizes[0]), shifted(C, -even - sizes[1]), D, dt=balanced.dt)
 
 
 class _Model(NamedTuple):

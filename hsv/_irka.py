@@ -9,12 +9,16 @@ import numpy as np
 import scipy.linalg
 import scipy.optimize
 
+from hsv._arguments import checked_count, checked_tolerance
 from hsv._array import from_host, is_complex, real, round_to, say_copied, to_host
-from hsv._errors import HsvError, OrderError, OrderWarning
+from hsv._errors import OrderError, OrderWarning
+from hsv._hankel import from_real_coordinates
 from hsv._norms import h2_norm
 from hsv._order import ErrorBound, Rule, as_rule
 from hsv._reduction import Reduction, balanced_truncation
-from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, in_double_precision
+from hsv._scaling import exponents, require_representable, shifted, with_even_ports
+from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, in_double_precision, require_system
+from hsv._warnings import WarnTheCaller, level_outside
 
 
 def irka(sys: LinearSystem, rule: Rule | int, *, max_iterations: int = 100, tolerance: float = 1e-8) -> Reduction:
@@ -36,7 +40,7 @@ def irka(sys: LinearSystem, rule: Rule | int, *, max_iterations: int = 100, tole
         Chooses the order by the Hankel singular values; ``ErrorBound`` is refused, for the method has no bound.
     max_iterations : int
     tolerance : float
-        Stop when no pole moves by more, relatively to the largest.
+        Stop when no pole moves by more, relatively to the largest; in (0, 1).
 
     Returns
     -------
@@ -49,11 +53,13 @@ def irka(sys: LinearSystem, rule: Rule | int, *, max_iterations: int = 100, tole
     UnstableSystemError
     OrderError
         No order meets the rule.
+    DtypeError, HsvError
+        `max_iterations` or `tolerance` is no such number; the reduced system is beyond the range of the precision of `sys`.
 
     Warns
     -----
     OrderWarning
-        The poles had not settled after `max_iterations`.
+        The poles had not settled after `max_iterations`; what :func:`balanced_truncation` warns of.
 
     Notes
     -----
@@ -73,20 +79,21 @@ def irka(sys: LinearSystem, rule: Rule | int, *, max_iterations: int = 100, tole
     >>> bool(hsv.h2_norm(sys - optimal) < hsv.h2_norm(sys - balanced))
     True
     """
-    if isinstance(max_iterations, bool) or not isinstance(max_iterations, int) or max_iterations < 1:
-        raise HsvError(f"max_iterations must be an int of at least 1, got {max_iterations!r}")
-    if not 0 < tolerance < 1:
-        raise HsvError(f"tolerance must be a number in (0, 1), got {tolerance!r}")
+    require_system(sys)
+    max_iterations, tolerance = checked_count("max_iterations", max_iterations), checked_tolerance(tolerance)
     if isinstance(as_rule(rule), ErrorBound):
         raise OrderError(
             "ErrorBound asks for a bound, which H2-optimal reduction does not have; use hsv.balanced_truncation"
         )
     say_copied(sys.B, "the iteration for H2-optimal reduction")
     double = in_double_precision(sys)
-    start = balanced_truncation(double, rule)
+    even, power = with_even_ports(double)
+    with WarnTheCaller():
+        start = balanced_truncation(even, rule)
     orders = to_host(start.orders)
     A, B, C, left, right = (
-        np.array(to_host(x)) for x in (start.system.A, start.system.B, start.system.C, start.left, start.right)
+        np.array(to_host(x))
+        for x in (start.system.A, start.system.B * power, start.system.C / power, start.left, start.right)
     )
     notes = list(start.notes)
     for index in np.ndindex(*sys.batch_shape):
@@ -97,18 +104,22 @@ def irka(sys: LinearSystem, rule: Rule | int, *, max_iterations: int = 100, tole
         note = found.note + (f" (system {tuple(int(i) for i in index)})" if index else "")
         notes.append(note)
         if not found.settled:
-            warnings.warn(note, OrderWarning, stacklevel=2)
+            warnings.warn(note, OrderWarning, stacklevel=level_outside())
         A[index][:r, :r], B[index][:r], C[index][:, :r] = found.A, found.B, found.C
         left[index][:, :r], right[index][:, :r] = found.left, found.right
-    A, B, C, left, right = (round_to(from_host(x, sys.B), sys.B) for x in (A, B, C, left, right))
+    parts = [round_to(from_host(x, sys.B), sys.B) for x in (A, B, C)]
+    require_representable(*parts)
+    bases = [from_host(x, sys.B) for x in (left, right)]
+    if isinstance(sys, DiagonalStateSpace) and sys._conjugate_pairs:
+        bases = [from_real_coordinates(x) for x in bases]
     assert start.hankel_singular_values is not None
     return Reduction(
-        system=StateSpace(A, B, C, sys.D, dt=sys.dt),
+        system=StateSpace(*parts, round_to(double.D, sys.B), dt=sys.dt),
         orders=start.orders,
         hankel_singular_values=round_to(start.hankel_singular_values, real(sys.B)),
         error_bound=None,
-        left=left,
-        right=right,
+        left=round_to(bases[0], sys.B),
+        right=round_to(bases[1], sys.B),
         notes=tuple(notes),
     )
 
@@ -124,6 +135,9 @@ class _Full:
     C: np.ndarray
     discrete: bool
     real: bool
+    sizes: tuple[
+        np.ndarray, np.ndarray
+    ]  # powers of two that B and C were divided by: they count in fourth powers below
 
     def apply(self, x: np.ndarray) -> np.ndarray:
         """``A x``."""
@@ -148,7 +162,7 @@ class _Full:
         return self.Z @ np.stack(columns, axis=1)
 
     def h2_error(self, A: np.ndarray, B: np.ndarray, C: np.ndarray) -> float:
-        """H2 norm of the difference from a reduced system, infinite for an unstable one."""
+        """H2 norm of the difference from a reduced system, in the units of the scaled ``B`` and ``C``; infinite for an unstable one."""
         dt = self.discrete
         poles = np.linalg.eigvals(A)
         if not np.all(np.abs(poles) < 1 if dt else poles.real < 0):
@@ -163,13 +177,15 @@ class _Full:
 
 def _full(sys: LinearSystem, index: tuple[int, ...]) -> _Full:
     B, C = (to_host(x)[index] for x in (sys.B, sys.C))
+    sizes = exponents(B), exponents(C)
+    B, C = shifted(B, -sizes[0]), shifted(C, -sizes[1])
     if isinstance(sys, DiagonalStateSpace):
         poles = to_host(sys.poles())[index]
-        return _Full(poles, None, poles, B, C, sys.is_discrete, real=not is_complex(sys.B))
+        return _Full(poles, None, poles, B, C, sys.is_discrete, not is_complex(sys.B), sizes)
     assert isinstance(sys, StateSpace)
     A = to_host(sys.A)[index]
     T, Z = scipy.linalg.schur(A, output="complex")
-    return _Full(T, Z, A, B, C, sys.is_discrete, real=not is_complex(sys.B))
+    return _Full(T, Z, A, B, C, sys.is_discrete, not is_complex(sys.B), sizes)
 
 
 @dataclass(frozen=True)
@@ -207,10 +223,13 @@ def _best(full: _Full, right: np.ndarray, left: np.ndarray, max_iterations: int,
     before, after = full.h2_error(start.A, start.B, start.C), full.h2_error(end.A, end.B, end.C)
     if after > before:
         end = start
+        with np.errstate(over="ignore"):
+            after, before = (float(np.ldexp(x, sum(full.sizes))) for x in (after, before))
         note += (
             f"; the H2 error there, {after:.3g}, is above that of balanced truncation, {before:.3g}, which is returned"
         )
-    return replace(end, settled=settled, note=note)
+    B, C = (shifted(x, size) for x, size in zip((end.B, end.C), full.sizes, strict=True))
+    return replace(end, B=B, C=C, settled=settled, note=note)
 
 
 def _project(full: _Full, right: np.ndarray, left: np.ndarray) -> _Projected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable
@@ -23,9 +24,11 @@ from hsv._array import (
 )
 from hsv._errors import OrderError, OrderWarning
 from hsv._gramians import require_stable
+from hsv._hankel import from_real_coordinates
 from hsv._order import ErrorBound, Rule, as_rule
 from hsv._reduction import Reduction, round_up
-from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, diagonalize, stability_margin
+from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, diagonalize, require_system, stability_margin
+from hsv._warnings import level_outside
 
 
 def mode_gains(sys: LinearSystem) -> Array:
@@ -140,7 +143,9 @@ def modal_truncation(
     rule = as_rule(rule)
     if isinstance(rule, ErrorBound) and measure is not mode_gains:
         raise OrderError("ErrorBound bounds the sum of the gains of the modes: use it with measure=hsv.mode_gains")
-    if isinstance(sys, DiagonalStateSpace) and sys._conjugate_pairs:
+    require_system(sys)
+    paired = isinstance(sys, DiagonalStateSpace) and sys._conjugate_pairs
+    if paired:
         sys = sys.to_dense()
     require_stable(sys)
     diagonal, vectors, _ = diagonalize(sys)
@@ -154,15 +159,19 @@ def modal_truncation(
     orders = rule.choose(ranked / 2 if isinstance(rule, ErrorBound) else ranked)  # its bound is twice a sum
     orders, notes = _without_split_pairs(orders, ranking, partner, diagonal)
     for note in notes:
-        warnings.warn(note, OrderWarning, stacklevel=2)
+        warnings.warn(note, OrderWarning, stacklevel=level_outside())
 
     kept = np.zeros(values.shape, dtype=bool)
     np.put_along_axis(kept, ranking, np.arange(n) < orders[..., None], axis=-1)
     bound = np.sum(np.where(kept, 0.0, gains), axis=-1) * (1 + 4 * n * np.finfo(np.float64).eps)
-    return _keep(sys, diagonal, vectors, kept, orders, bound, notes)
+    red = _keep(sys, diagonal, vectors, kept, orders, bound, notes)
+    if not paired:
+        return red
+    return dataclasses.replace(red, left=from_real_coordinates(red.left), right=from_real_coordinates(red.right))
 
 
 def _diagonal(sys: LinearSystem) -> DiagonalStateSpace:
+    require_system(sys)
     require_stable(sys)
     diagonal = diagonalize(sys)[0]
     require_stable(diagonal)

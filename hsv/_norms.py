@@ -24,8 +24,17 @@ from hsv._array import (
 from hsv._errors import HsvError, ShapeError
 from hsv._gramians import check_horizon, controllability_gramian, factor, require_stable
 from hsv._hankel import hankel_singular_values
+from hsv._large_systems import LargeSystem
 from hsv._lyapunov import check_stable, schur_form
-from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, in_double_precision, require_dense
+from hsv._scaling import even_exponents, exponents, shifted
+from hsv._systems import (
+    DiagonalStateSpace,
+    LinearSystem,
+    StateSpace,
+    in_double_precision,
+    require_dense,
+    require_system,
+)
 
 
 def h2_norm(sys: LinearSystem, horizon: float | None = None) -> Array:
@@ -66,6 +75,7 @@ def h2_norm(sys: LinearSystem, horizon: float | None = None) -> Array:
     >>> float(hsv.h2_norm(hsv.StateSpace([[-2.0]], [[6.0]], [[1.0]], dt=0)))          # sqrt(36 / 4)
     3.0
     """
+    require_system(sys)
     xp = namespace(sys.B)
     if horizon is not None:
         strictly_proper = _norm_on_a_window(sys, horizon)
@@ -119,6 +129,7 @@ def hankel_norm(sys: LinearSystem) -> Array:
     >>> round(float(hsv.hankel_norm(hsv.StateSpace([[0.5]], [[1.0]], [[3.0]], dt=True))), 12)    # 3 / (1 - 0.25)
     4.0
     """
+    require_system(sys, LargeSystem)
     return hankel_singular_values(sys)[..., 0]
 
 
@@ -170,6 +181,7 @@ def hinf_norm(sys: LinearSystem) -> Array:
     >>> float(hsv.hinf_norm(hsv.StateSpace([[0.5]], [[1.0]], [[3.0]], dt=True)))     # at z = 1: 3 / (1 - 0.5)
     6.0
     """
+    require_system(sys)
     return _largest_gain(sys)
 
 
@@ -206,6 +218,8 @@ def hinf_error(sys: LinearSystem, reduced: LinearSystem) -> Array:
     >>> float(hsv.hinf_error(sys, reduced))                                          # at z = -1: 1 / (1 - 0.5)
     2.0
     """
+    require_system(sys)
+    require_system(reduced, name="reduced")
     if (sys.n_inputs, sys.n_outputs) != (reduced.n_inputs, reduced.n_outputs):
         raise ShapeError(
             f"reduced must have the inputs and outputs of sys, {sys.n_inputs} -> {sys.n_outputs}, got {reduced.n_inputs} -> {reduced.n_outputs}"
@@ -293,8 +307,9 @@ def _hamiltonian(A: np.ndarray, B: np.ndarray, C: np.ndarray, D: np.ndarray, lev
     def adjoint(x: np.ndarray) -> np.ndarray:
         return x.conj().swapaxes(-1, -2)
 
-    # Scaled to level 1 by C and D: the Hamiltonian's two halves stay of like size.
+    # Scaled to level 1 by C and D, and B and C to like size: the Hamiltonian's two halves are, too, and their products stay in range.
     C, D = C / level[:, None, None], D / level[:, None, None]
+    B, C = _with_even_sizes(B, C)
     R = np.eye(D.shape[-1]) - adjoint(D) @ D
     K = np.linalg.solve(R, np.concatenate([adjoint(D) @ C, adjoint(B)], axis=-1))
     DC, BH = K[..., : A.shape[-1]], K[..., A.shape[-1] :]
@@ -306,6 +321,12 @@ def _hamiltonian(A: np.ndarray, B: np.ndarray, C: np.ndarray, D: np.ndarray, lev
         ],
         axis=-2,
     )
+
+
+def _with_even_sizes(B: np.ndarray, C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``B`` and ``C`` of like size, by a power of two that leaves the transfer function as it is."""
+    even = even_exponents(exponents(B), exponents(C))
+    return shifted(B, -even), shifted(C, even)
 
 
 def _candidate_frequencies(system: _Difference) -> np.ndarray:
@@ -425,7 +446,7 @@ class _Difference:
         responses: list[_DenseResponse | _DiagonalResponse] = []
         D: Any = 0.0
         for sign, s in zip((1.0, *(-1.0 for _ in systems[1:])), systems, strict=True):
-            B, C = flat(s.B), sign * flat(s.C)
+            B, C = _with_even_sizes(flat(s.B), sign * flat(s.C))
             D = D + sign * flat(s.D)
             if isinstance(s, DiagonalStateSpace):
                 poles = flat(s.poles()[..., None, :])[:, 0, :]
@@ -515,10 +536,14 @@ class _Difference:
 def _spectral_norm(matrices: np.ndarray) -> np.ndarray:
     """Largest singular value over the last two axes, from the smaller Gram matrix: the largest eigenvalue loses no digits there."""
     p, m = matrices.shape[-2:]
+    sizes = np.abs(matrices)
+    if p == m == 1:
+        return np.asarray(sizes[..., 0, 0])
+    scale = np.max(sizes, axis=(-2, -1), keepdims=True)
+    unit = np.where(scale > 0, scale, 1.0)
     if min(p, m) == 1:
-        return np.linalg.norm(matrices, axis=(-2, -1))
-    scale = np.max(np.abs(matrices), axis=(-2, -1), keepdims=True)
-    scaled = matrices / np.where(scale > 0, scale, 1.0)
+        return scale[..., 0, 0] * np.linalg.norm(sizes / unit, axis=(-2, -1))
+    scaled = matrices / unit
     adjoint = scaled.conj().swapaxes(-1, -2)
     largest = np.linalg.eigvalsh(adjoint @ scaled if m <= p else scaled @ adjoint)[..., -1]
     return scale[..., 0, 0] * np.sqrt(np.maximum(largest, 0.0))

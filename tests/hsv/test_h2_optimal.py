@@ -257,3 +257,29 @@ def test_what_has_not_settled_is_said(rng):
     with pytest.warns(hsv.OrderWarning, match="the descent had not settled after 2 iterations"):
         red = hsv.h2_optimal_reduction(sys, 12, max_iterations=2, tolerance=1e-13)
     assert "the descent had not settled after 2 iterations" in red.notes
+
+
+@pytest.mark.parametrize("convert", [lambda sys: sys, hsv.real_part])
+@pytest.mark.parametrize("dt", [0, True])
+def test_units_of_inputs_and_outputs_change_nothing(dt, convert):
+    poles = np.array([-0.1 + 3j, -0.3 + 1j, -0.2 + 8j])
+    poles = np.exp(0.2 * poles) if dt else poles
+
+    def reduced(b, c):
+        sys = convert(hsv.DiagonalStateSpace(poles, b * np.ones((3, 1)), c * np.ones((1, 3)), dt=dt))
+        return hsv.h2_optimal_reduction(sys, 2, tolerance=1e-15).system
+
+    plain = reduced(1.0, 1.0)
+    for b, c in ((1e80, 1e80), (1e-80, 1e-80), (1e-100, 1e-100), (1e160, 1e-160), (1e-200, 1e170)):
+        system = reduced(b, c)
+        np.testing.assert_allclose(np.sort(system.poles()), np.sort(plain.poles()), rtol=1e-5)
+        gain = (system.C @ system.B / b / c, plain.C @ plain.B)
+        np.testing.assert_allclose(*gain, atol=1e-5 * np.abs(gain[1]).max())
+
+
+def test_arguments_of_the_wrong_kind_are_refused_by_name(rng):
+    sys = random_diagonal(rng, n=3)
+    for tolerance in ("a", None, True):
+        with pytest.raises(hsv.DtypeError, match=r"tolerance must be a number in \(0, 1\), got"):
+            hsv.h2_optimal_reduction(sys, 1, tolerance=tolerance)
+    assert hsv.h2_optimal_reduction(sys, 2, max_iterations=np.int64(500)).system.n_states == 2

@@ -99,3 +99,27 @@ def test_bad_input():
         hsv.irka(sys, 1, tolerance=2.0)
     with pytest.raises(hsv.UnstableSystemError):
         hsv.irka(hsv.DiagonalStateSpace([1.0], [[1.0]], [[1.0]], dt=0), 1)
+
+
+@pytest.mark.parametrize("k", [1e78, 1e100, 1e160, 1e-160])
+def test_units_of_inputs_and_outputs_change_nothing(k):
+    def reduced(k):
+        return hsv.irka(hsv.StateSpace([[-1.0, 1.0], [0.0, -2.0]], [[k], [k]], [[1 / k, 0.0]], dt=0), 1)
+
+    red, plain = reduced(k), reduced(1.0)
+    np.testing.assert_allclose(red.system.A, plain.system.A, rtol=1e-7)
+    gain = (red.system.C @ red.system.B, plain.system.C @ plain.system.B)
+    np.testing.assert_allclose(*gain, rtol=1e-7)
+    assert red.notes == plain.notes
+    np.testing.assert_allclose(red.left.T @ [[k], [k]], red.system.B, rtol=1e-12)
+
+
+def test_arguments_of_the_wrong_kind_are_refused_by_name(rng):
+    sys = random_system(rng, n=3, complex_=False)
+    for tolerance in ("a", None, True):
+        with pytest.raises(hsv.DtypeError, match=r"tolerance must be a number in \(0, 1\), got"):
+            hsv.irka(sys, 1, tolerance=tolerance)
+    for most in (1.5, True, "a", None):
+        with pytest.raises(hsv.DtypeError, match="max_iterations must be an int of at least 1, got"):
+            hsv.irka(sys, 1, max_iterations=most)
+    assert hsv.irka(sys, 2, max_iterations=np.int64(300), tolerance=np.float32(1e-6)).system.n_states == 2

@@ -284,3 +284,16 @@ def test_a_peak_at_infinity_or_at_minus_one_is_no_trouble():
     np.testing.assert_allclose(hsv.hinf_norm(high_pass), 1.0, rtol=1e-12)
     alternating = hsv.StateSpace([[-0.999999]], [[1.0]], [[1.0]], dt=True)
     np.testing.assert_allclose(hsv.hinf_norm(alternating), 1e6, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("b", "c"), [(1e160, 1e-160), (1e-200, 1e200), (1e100, 1e100), (1e-100, 1e-100)])
+@pytest.mark.parametrize(("dt", "exact"), [(0, 2.0), (True, 4.0)])
+def test_the_largest_gain_in_units_far_apart(b, c, dt, exact):
+    """1 / (s + 1) + 1 / (s + 1) and its discrete counterpart; two outputs and one have kernels of their own."""
+    A = 0.5 * np.eye(2) if dt else -np.eye(2)
+    sys = hsv.StateSpace(A, [[b], [b]], [[c, c]], dt=dt)
+    np.testing.assert_allclose(hsv.hinf_norm(sys) / b / c, exact, rtol=1e-9)
+    twice = hsv.StateSpace(A, [[b], [b]], [[c, c], [c, c]], dt=dt)
+    np.testing.assert_allclose(hsv.hinf_norm(twice) / b / c, np.sqrt(2) * exact, rtol=1e-9)
+    half = hsv.StateSpace(A[:1, :1], [[1.0]], [[b * c]], dt=dt)
+    np.testing.assert_allclose(hsv.hinf_error(sys, half) / b / c, exact / 2, rtol=1e-9)
