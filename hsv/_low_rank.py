@@ -13,11 +13,11 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse.linalg
 
+from hsv._arguments import checked_count, checked_tolerance
 from hsv._array import widen
 from hsv._errors import (
     ConvergenceError,
     DtypeError,
-    HsvError,
     IllConditionedError,
     UnstableSystemError,
 )
@@ -26,6 +26,7 @@ from hsv._low_rank_reduction import hankel_values, left_out, steady_state_reduct
 from hsv._order import Rule
 from hsv._pencils import Factorization, Pencil
 from hsv._progress import AdiStep, Progress, reporter
+from hsv._scaling import exponents, shifted
 from hsv._shifts import Shifts, as_shifts, project
 
 if TYPE_CHECKING:
@@ -69,8 +70,7 @@ class LowRankFactor:
 
         That changes the Gramian by at most `tolerance` relatively. ``O(n k^2)``. The residuals are those before.
         """
-        if not 0 <= tolerance < 1:
-            raise HsvError(f"tolerance must be a number in [0, 1), got {tolerance!r}")
+        tolerance = checked_tolerance(tolerance, zero=True)
         if self.factor.shape[1] == 0:
             return self
         Q, R = scipy.linalg.qr(self.factor, mode="economic", check_finite=False)
@@ -207,7 +207,9 @@ def low_rank_gramians(
     """
     run = _Run(sys, (False, True), tolerance, max_iterations, shifts, progress)
     control, observe = run.factors()
-    return LowRankGramians(sys, control, observe, left_out(sys._pencil, *run.sides))
+    with np.errstate(over="ignore"):
+        rest = float(np.ldexp(left_out(sys._pencil, *run.sides), sum(side.exponent for side in run.sides)))
+    return LowRankGramians(sys, control, observe, rest)
 
 
 def low_rank_controllability_factor(
@@ -265,6 +267,8 @@ class _Side:
 
     def __init__(self, pencil: Pencil, rhs: np.ndarray, *, adjoint: bool) -> None:
         self.pencil, self.adjoint = pencil, adjoint
+        self.exponent = int(exponents(rhs))
+        rhs = shifted(rhs, np.asarray(-self.exponent))  # its square is computed below
         self.rhs = rhs
         self.residual_factor = _thin(rhs)
         self.blocks: list[np.ndarray] = []
@@ -301,6 +305,7 @@ class _Side:
         self.levels.append(math.sqrt(self.residual))
 
     def factor(self) -> np.ndarray:
+        """The columns for ``rhs``, which is the given one divided by ``2^exponent``."""
         if not self.blocks:
             return np.zeros((self.pencil.n_states, 0), dtype=self.residual_factor.dtype)
         factor = np.concatenate(self.blocks, axis=1)
@@ -361,8 +366,11 @@ class _Run:
         shifts: Any,
         progress: Progress,
     ) -> None:
-        _check(sys, tolerance, max_iterations)
-        self.tolerance, self.max_iterations = tolerance, max_iterations
+        _check(sys)
+        self.tolerance, self.max_iterations = (
+            checked_tolerance(tolerance),
+            checked_count("max_iterations", max_iterations),
+        )
         self.system = sys
         pencil = sys._pencil
         try:
@@ -393,7 +401,12 @@ class _Run:
         with self.report as report:
             self._iterate(report)
         history = tuple(self.history)
-        return [LowRankFactor(side.factor(), side.residual, self._check_residual(side), history) for side in self.sides]
+        return [
+            LowRankFactor(
+                shifted(side.factor(), np.asarray(side.exponent)), side.residual, self._check_residual(side), history
+            )
+            for side in self.sides
+        ]
 
     def _iterate(self, report: Callable[[AdiStep], object]) -> None:
         start = time.perf_counter()
@@ -547,12 +560,13 @@ def _unit(x: np.ndarray) -> np.ndarray:
     return np.asarray(x / np.linalg.norm(x))
 
 
-def _check(sys: Any, tolerance: float, max_iterations: int) -> None:
+def _full_name(x: object) -> str:
+    package = type(x).__module__.split(".")[0]
+    return type(x).__name__ if package == "builtins" else f"{package}.{type(x).__name__}"
+
+
+def _check(sys: Any) -> None:
     if not isinstance(sys, LargeSystem) or isinstance(sys, LowRankGramians):
         raise DtypeError(
-            f"sys must be a hsv.SparseStateSpace, got {type(sys).__name__}; dense systems have hsv.controllability_factor and hsv.observability_factor"
+            f"sys must be a hsv.SparseStateSpace, got {_full_name(sys)}; dense systems have hsv.controllability_factor and hsv.observability_factor"
         )
-    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 < tolerance < 1:
-        raise HsvError(f"tolerance must be a number in (0, 1), got {tolerance!r}")
-    if isinstance(max_iterations, bool) or not isinstance(max_iterations, (int, np.integer)) or max_iterations < 1:
-        raise HsvError(f"max_iterations must be an int of at least 1, got {max_iterations!r}")

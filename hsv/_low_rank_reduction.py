@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from hsv._array import copied, real, round_to, widen
-from hsv._errors import OrderError
+from hsv._errors import HsvError, OrderError
 from hsv._large_systems import Bases
 from hsv._order import ErrorBound, Order, Rule
 from hsv._pencils import Pencil
@@ -21,6 +21,7 @@ from hsv._reduction import (
     numerical_rank,
     round_up,
 )
+from hsv._scaling import exponents, shifted
 from hsv._systems import StateSpace
 
 if TYPE_CHECKING:
@@ -51,13 +52,21 @@ class _Balancing(NamedTuple):
 def _balancing(gramians: LowRankGramians) -> _Balancing:
     control, observe = gramians.controllability.factor, gramians.observability.factor
     image = gramians.system._pencil.mass(control)
-    size = np.linalg.norm(image) * np.linalg.norm(observe)
-    noise = np.asarray(_EPS * size)
+    first, second = exponents(image), exponents(observe)
+    image, observe, exponent = shifted(image, -first), shifted(observe, -second), int(first + second)
+    with np.errstate(over="ignore"):
+        noise = np.ldexp(_EPS * np.linalg.norm(image) * np.linalg.norm(observe), exponent)
     columns = max(control.shape[1], observe.shape[1], 1)
     rounding = Rounding(columns * noise, columns * noise + gramians.left_out)
     if min(control.shape[1], observe.shape[1]) == 0:
         return _Balancing(np.zeros((observe.shape[1], 1)), np.zeros(1), np.zeros((1, control.shape[1])), rounding)
     U, sigma, Vh = np.linalg.svd(observe.conj().T @ image, full_matrices=False)
+    with np.errstate(over="ignore"):
+        sigma = np.ldexp(sigma, exponent)
+    if not np.isfinite(sigma[0] * columns):
+        raise HsvError(
+            "the Hankel singular values are beyond the range of double precision; choose other units for the inputs or outputs"
+        )
     n = gramians.system.n_states  # factors of small systems may have more columns than that
     return _Balancing(U[:, :n], sigma[:n], Vh[:n], rounding)
 

@@ -469,3 +469,35 @@ def test_a_hundred_thousand_states_take_less_than_two_minutes_and_four_gigabytes
     assert seconds < 120
     assert gibibytes < 4
     assert order <= 10
+
+
+@pytest.mark.parametrize("dt", [0, True])
+def test_units_of_inputs_and_outputs_change_nothing(dt):
+    n = 30
+    A = sp.diags_array([np.ones(n - 1), -2.1 * np.ones(n), np.ones(n - 1)], offsets=[-1, 0, 1])
+    A = sp.csc_array(0.2 * A + sp.eye_array(n) if dt else A)
+
+    def reduced(b, c):
+        gramians = hsv.low_rank_gramians(hsv.SparseStateSpace(A, b * np.ones((n, 1)), c * np.ones((1, n)), dt=dt))
+        return gramians, hsv.balanced_truncation(gramians, 3)
+
+    gramians, plain = reduced(1.0, 1.0)
+    for b, c in ((1e200, 1.0), (1e200, 1e-200), (1e-200, 1e-100)):
+        others, red = reduced(b, c)
+        np.testing.assert_allclose(red.hankel_singular_values[:3] / b / c, plain.hankel_singular_values[:3], rtol=1e-9)
+        np.testing.assert_allclose(red.system.poles(), plain.system.poles(), rtol=1e-7)
+        np.testing.assert_allclose(red.error_bound / b / c, plain.error_bound, rtol=1e-6)
+        np.testing.assert_allclose(
+            abs(others.controllability.factor[0, :2]) / b, abs(gramians.controllability.factor[0, :2]), rtol=1e-9
+        )
+    with pytest.raises(hsv.HsvError, match="beyond the range of double precision; choose other units"):
+        reduced(1e200, 1e200)
+
+
+def test_a_tolerance_of_another_kind_is_refused_by_name():
+    sys = hsv.SparseStateSpace(sp.diags_array([-1.0, -2.0]), [[1.0], [1.0]], [[1.0, 1.0]], dt=0)
+    factor = hsv.low_rank_controllability_factor(sys, max_iterations=np.int64(50))
+    for tolerance in ("a", None, True):
+        with pytest.raises(hsv.DtypeError, match=r"tolerance must be a number in \[0, 1\), got"):
+            factor.compressed(tolerance)
+    assert factor.compressed(np.float32(0.5)).factor.shape[1] == 1
