@@ -7,6 +7,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from hsv._arguments import as_number
 from hsv._array import to_host
 from hsv._errors import DtypeError, HsvError, IllConditionedError
 from hsv._hankel import Factors
@@ -22,7 +23,9 @@ from hsv._riccati_balancing import (
     truncate,
     twice_the_tail,
 )
-from hsv._systems import LinearSystem
+from hsv._systems import LinearSystem, require_system
+
+_LARGEST = 1e150
 
 
 def bounded_real_truncation(sys: LinearSystem, rule: Rule | int, *, gamma: float = 1.0) -> RiccatiReduction:
@@ -54,11 +57,11 @@ def bounded_real_truncation(sys: LinearSystem, rule: Rule | int, *, gamma: float
     ------
     UnstableSystemError
     HsvError
-        The H-infinity norm is not below ``gamma``; the message has the norm.
+        The H-infinity norm is not below ``gamma``; the message has the norm. ``gamma`` is not positive, or its square is beyond the range of double precision.
     IllConditionedError
         The norm is so close to ``gamma`` that the equations cannot be solved to working precision.
     DtypeError, OrderError
-        ``gamma`` is no positive number; no order meets the rule.
+        ``gamma`` is no number; no order meets the rule.
 
     Warns
     -----
@@ -83,6 +86,7 @@ def bounded_real_truncation(sys: LinearSystem, rule: Rule | int, *, gamma: float
     >>> red.characteristic_values.round(6), round(float(red.error_bound), 6)            # 1 / 3 and 1 / 7
     (array([0.333333, 0.142857]), 0.285714)
     """
+    require_system(sys)
     gamma = _checked_gamma(gamma)
     A, B, C, D = stable_matrices_on_host(sys)
     if np.any(np.linalg.norm(D, 2, axis=(-2, -1)) >= gamma):
@@ -103,11 +107,16 @@ def _factor(A: Matrix, B: Matrix, C: Matrix, D: Matrix, gamma: float, *, discret
 
 
 def _checked_gamma(gamma: float) -> float:
-    if isinstance(gamma, bool) or not isinstance(gamma, (int, float, np.integer, np.floating)):
+    number = as_number(gamma)
+    if number is None:
         raise DtypeError(f"gamma must be a number, got {gamma!r}")
-    if not 0 < gamma < math.inf:
+    if not 0 < number < math.inf:
         raise HsvError(f"gamma must be positive and finite, got {gamma!r}")
-    return float(gamma)
+    if not 1 / _LARGEST < number < _LARGEST:
+        raise HsvError(
+            f"gamma must be between {1 / _LARGEST:g} and {_LARGEST:g}, for the equations have its square, got {gamma!r}; choose other units for the inputs or outputs"
+        )
+    return number
 
 
 def _refuse(sys: LinearSystem, gamma: float, cause: IllConditionedError | None) -> NoReturn:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hsv._arguments import as_number, checked_flag
 from hsv._array import (
     conjugate_transpose,
     from_host,
@@ -24,7 +25,10 @@ from hsv._reduction import Reduction, balanced_truncation
 from hsv._riccati import stabilising_solution
 from hsv._riccati_balancing import RiccatiReduction, dual, matrices_on_host
 from hsv._stabilisability import control_solution, require_regulable
-from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace
+from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, require_system
+from hsv._warnings import WarnTheCaller
+
+_STEEPEST = 32.0  # exp(32) is 1 / 57 roundings of 1: the equations see poles no closer to 0
 
 
 @dataclass(frozen=True)
@@ -148,12 +152,13 @@ def normalized_coprime_factors(sys: LinearSystem, *, left: bool = True) -> Copri
     >>> round(float(N + M), 12)
     1.0
     """
+    require_system(sys)
 
     def gain(A: Matrix, B: Matrix, C: Matrix, D: Matrix) -> tuple[Matrix, Matrix]:
         solution = control_solution(A, B, C, D, discrete=sys.is_discrete)
         return solution.gain, solution.weight
 
-    return _factors(sys, gain, left, normalized=True)
+    return _factors(sys, gain, checked_flag("left", left), normalized=True)
 
 
 def inner_coprime_factors(sys: LinearSystem, *, left: bool = True) -> CoprimeFactors:
@@ -187,7 +192,7 @@ def stable_coprime_factors(sys: LinearSystem, decay: float, *, left: bool = True
     ----------
     sys : StateSpace or DiagonalStateSpace
     decay : float
-        Positive, in 1/s, or per step where ``dt=True``.
+        Positive, in 1/s, or per step where ``dt=True``; in discrete time at most 32 a step.
     left : bool
         Whether the denominator stands on the left.
 
@@ -204,13 +209,14 @@ def stable_coprime_factors(sys: LinearSystem, decay: float, *, left: bool = True
     >>> sorted(factors.system.poles().real.round(12).tolist())                        # -2 - 3 in place of 1
     [-5.0, -3.0]
     """
-    if isinstance(decay, bool) or not isinstance(decay, (int, float, np.integer, np.floating)):
+    number = as_number(decay)
+    if number is None:
         raise DtypeError(f"decay must be a number, got {decay!r}")
-    if not 0 < decay < np.inf:
+    if not 0 < number < np.inf:
         raise HsvError(
             f"decay must be positive and finite, got {decay!r}; without a degree it is hsv.inner_coprime_factors"
         )
-    return _mirrored(sys, left, float(decay))
+    return _mirrored(sys, left, number)
 
 
 def coprime_factor_reduction(
@@ -273,8 +279,10 @@ def coprime_factor_reduction(
     >>> red.characteristic_values.round(4), red.system.poles().real.round(12)         # cos(pi / 8), and twice the other is the bound
     (array([0.9239, 0.0985]), array([1.]))
     """
+    require_system(sys)
     factors = factorization(sys)
-    reduced = method(factors.system, rule)
+    with WarnTheCaller():
+        reduced = method(factors.system, rule)
     if reduced.hankel_singular_values is None:
         raise HsvError("method must be one that computes Hankel singular values, such as hsv.balanced_truncation")
     common: dict[str, Any] = {f.name: getattr(reduced, f.name) for f in fields(Reduction)}
@@ -290,7 +298,14 @@ def coprime_factor_reduction(
 
 def _mirrored(sys: LinearSystem, left: bool, decay: float) -> CoprimeFactors:
     """Factors from the gain of least effort that mirrors slow poles at the boundary of this decay."""
+    require_system(sys)
+    left = checked_flag("left", left)
     shift = decay * sys.step if sys.is_discrete else decay
+    if sys.is_discrete and shift > _STEEPEST:
+        raise HsvError(
+            f"decay must be at most {_STEEPEST / sys.step:g}{'' if sys.dt is True else ' / s'} with {'dt=True' if sys.dt is True else f'steps of {sys.step:g} s'}, got {decay:g}: "
+            f"poles within exp(-{_STEEPEST:g}) of 0 are 0 to working precision"
+        )
 
     def gain(A: Matrix, B: Matrix, C: Matrix, D: Matrix) -> tuple[Matrix, Matrix]:
         # In discrete time (A + B F) e^shift is the closed loop of A e^shift and B e^shift.

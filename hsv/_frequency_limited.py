@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 
+from hsv._arguments import as_number
 from hsv._array import (
     Array,
     conjugate,
@@ -29,7 +30,7 @@ from hsv._blas import product
 from hsv._cauchy import denominators, expm1
 from hsv._errors import DtypeError, HsvError
 from hsv._gramians import dual, factor, require_stable
-from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace
+from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, require_system
 
 Band = tuple[float, float] | Sequence[tuple[float, float]]
 """``(low, high)``, or several such pairs."""
@@ -85,6 +86,7 @@ def frequency_limited_gramians(sys: LinearSystem, band: Band) -> tuple[Array, Ar
     >>> P, Q
     (array([[1.]]), array([[0.25]]))
     """
+    require_system(sys)
     edges = checked_bands(sys, band)
     if isinstance(sys, DiagonalStateSpace):
         require_stable(sys)
@@ -138,9 +140,11 @@ def checked_bands(sys: LinearSystem, band: Any) -> list[tuple[float, float]]:
 def _checked_band(sys: LinearSystem, band: Any) -> tuple[float, float]:
     """Return the edges of the band, as angles in discrete time, and infinity there as pi."""
     try:
-        low, high = (float(edge) for edge in band)
+        low, high = (None, None) if isinstance(band, (str, bytes)) else (as_number(edge) for edge in band)
     except (TypeError, ValueError) as error:
         raise DtypeError(f"band must be a pair of numbers (low, high), got {band!r}") from error
+    if low is None or high is None:
+        raise DtypeError(f"band must be a pair of numbers (low, high), got {band!r}")
     if not 0 <= low < high or math.isinf(low):
         raise HsvError(
             f"band must satisfy 0 <= low < high, got ({low}, {high}); both signs of frequency are counted by themselves"

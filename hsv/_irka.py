@@ -107,14 +107,14 @@ def irka(sys: LinearSystem, rule: Rule | int, *, max_iterations: int = 100, tole
             warnings.warn(note, OrderWarning, stacklevel=level_outside())
         A[index][:r, :r], B[index][:r], C[index][:, :r] = found.A, found.B, found.C
         left[index][:, :r], right[index][:, :r] = found.left, found.right
-    parts = [round_to(from_host(x, sys.B), sys.B) for x in (A, B, C)]
-    require_representable(*parts)
+    A, B, C = (round_to(from_host(x, sys.B), sys.B) for x in (A, B, C))
+    require_representable(A, B, C)
     bases = [from_host(x, sys.B) for x in (left, right)]
     if isinstance(sys, DiagonalStateSpace) and sys._conjugate_pairs:
         bases = [from_real_coordinates(x) for x in bases]
     assert start.hankel_singular_values is not None
     return Reduction(
-        system=StateSpace(*parts, round_to(double.D, sys.B), dt=sys.dt),
+        system=StateSpace(A, B, C, round_to(double.D, sys.B), dt=sys.dt),
         orders=start.orders,
         hankel_singular_values=round_to(start.hankel_singular_values, real(sys.B)),
         error_bound=None,

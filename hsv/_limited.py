@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ from hsv._gramians import check_horizon, controllability_gramian, dual, observab
 from hsv._hankel import Factors
 from hsv._order import Rule, as_rule
 from hsv._reduction import Reduction, Rounding
-from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, in_double_precision
+from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, in_double_precision, require_system
 
 _EPS = float(np.finfo(np.float64).eps)
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(
@@ -192,6 +193,7 @@ def time_limited_truncation(
     >>> short.system.poles().real.round(2), long.system.poles().real.round(2)
     (array([0.2]), array([0.98]))
     """
+    require_system(sys)
     check_stability_name(stability)
     start, length = _checked_window(sys, horizon)
     rule = as_rule(rule)
@@ -213,6 +215,7 @@ def time_limited_truncation(
 
 
 def _pair_of_band(sys: LinearSystem, band: Band, stability: str | None) -> GramianPair:
+    require_system(sys)
     check_stability_name(stability)
     edges = checked_bands(sys, band)
     full = dense_in_double(sys)
@@ -308,9 +311,9 @@ def _finite_factor(sys: StateSpace, horizon: float) -> tuple[Array, Array]:
 
 
 def _by_seconds(sys: StateSpace, horizon: float) -> tuple[Array, Array]:
-    largest = float(to_host(namespace(sys.A).linalg.matrix_norm(sys.A)).max(initial=0.0)) * horizon
-    doublings = max(0, int(np.ceil(np.log2(2 * largest)))) if largest > 0 else 0
-    step = horizon / 2**doublings
+    largest = float(to_host(namespace(sys.A).linalg.matrix_norm(sys.A)).max(initial=0.0))
+    doublings = max(0, math.ceil(math.log2(largest) + math.log2(horizon) + 1)) if largest > 0 else 0
+    step = math.ldexp(horizon, -doublings)
     L, advance = _over_a_piece(sys.A, sys.B, step)
     xp = namespace(L)
     for _ in range(doublings):

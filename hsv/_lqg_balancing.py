@@ -16,7 +16,7 @@ from hsv._riccati_balancing import (
     truncate,
 )
 from hsv._stabilisability import control_solution, require_regulable
-from hsv._systems import LinearSystem
+from hsv._systems import LinearSystem, require_system
 
 
 def lqg_balanced_truncation(sys: LinearSystem, rule: Rule | int) -> RiccatiReduction:
@@ -76,6 +76,7 @@ def lqg_balanced_truncation(sys: LinearSystem, rule: Rule | int) -> RiccatiReduc
     >>> red.characteristic_values.round(4), red.system.poles().real.round(12)         # 1 + sqrt(2), -5 + sqrt(26)
     (array([2.4142, 0.099 ]), array([1.]))
     """
+    require_system(sys)
     A, B, C, D = matrices_on_host(sys)
     require_regulable(A, B, C, discrete=sys.is_discrete)
     observe, first = _closed_loop_factor(A, B, C, D, discrete=sys.is_discrete)

@@ -20,7 +20,7 @@ from hsv._riccati_balancing import (
     truncate,
     twice_the_tail,
 )
-from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace
+from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, require_system
 
 _EPS = float(np.finfo(np.float64).eps)
 
@@ -87,6 +87,7 @@ def positive_real_truncation(sys: LinearSystem, rule: Rule | int) -> RiccatiRedu
     >>> red.characteristic_values.round(4)                                              # 2 - sqrt(3), 9 - sqrt(80)
     array([0.2679, 0.0557])
     """
+    require_system(sys)
     if sys.n_inputs != sys.n_outputs:
         raise ShapeError(
             f"a passive system has as many outputs as inputs, got {sys.n_inputs} inputs and {sys.n_outputs} outputs"

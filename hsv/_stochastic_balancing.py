@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from hsv._arguments import as_number
 from hsv._blas import product
 from hsv._errors import DtypeError, HsvError, IllConditionedError
 from hsv._hankel import Factors
@@ -13,11 +14,12 @@ from hsv._lyapunov import Matrix, adjoint, solve_lyapunov_factored_pair
 from hsv._order import Rule
 from hsv._riccati import stabilising_solution
 from hsv._riccati_balancing import RiccatiReduction, stable_matrices_on_host, storage_factor, tail_sums, truncate
-from hsv._systems import LinearSystem
+from hsv._systems import LinearSystem, require_system
 
 _EPS = float(np.finfo(np.float64).eps)
 # A value s multiplies the bound by (1 + s) / (1 - s): within this of 1 that is above 2e6, and a zero outside the stability region gives 1 with errors below it.
 _AT_ONE = 1e-6
+_LARGEST = 1e150
 
 
 def stochastic_truncation(sys: LinearSystem, rule: Rule | int, *, alpha: float = 0.0) -> RiccatiReduction:
@@ -86,6 +88,7 @@ def stochastic_truncation(sys: LinearSystem, rule: Rule | int, *, alpha: float =
     >>> red.characteristic_values.round(6), round(float(red.relative_error_bound), 12)  # 1 / 3 and 1 / 17; 18 / 16 - 1
     (array([0.333333, 0.058824]), 0.125)
     """
+    require_system(sys)
     alpha = _checked_alpha(alpha)
     A, B, C, D = stable_matrices_on_host(sys)
     p = C.shape[-2]
@@ -127,11 +130,16 @@ def _zeros_outside(values: np.ndarray) -> np.ndarray:
 
 
 def _checked_alpha(alpha: float) -> float:
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float, np.integer, np.floating)):
+    number = as_number(alpha)
+    if number is None:
         raise DtypeError(f"alpha must be a number, got {alpha!r}")
-    if not 0 <= alpha < math.inf:
+    if not 0 <= number < math.inf:
         raise HsvError(f"alpha must be zero or positive, and finite, got {alpha!r}")
-    return float(alpha)
+    if number > _LARGEST:
+        raise HsvError(
+            f"alpha must be at most {_LARGEST:g}, for the equation has its square, got {alpha!r}; choose other units for the outputs"
+        )
+    return number
 
 
 def _check_rank(D: Matrix, alpha: float) -> None:

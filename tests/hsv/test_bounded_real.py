@@ -141,3 +141,13 @@ def test_refusals():
     ]:
         with pytest.raises(error, match="gamma must be"):
             hsv.bounded_real_truncation(sys, 1, gamma=gamma)
+
+
+def test_a_gamma_whose_square_is_no_number_is_refused():
+    sys = hsv.StateSpace([[-1.0]], [[1.0]], [[1.0]], dt=0)
+    for gamma in (1e200, 1e-200):
+        with pytest.raises(
+            hsv.HsvError, match="gamma must be between 1e-150 and 1e\\+150, for the equations have its square"
+        ):
+            hsv.bounded_real_truncation(sys, 1, gamma=gamma)
+    assert hsv.bounded_real_truncation(sys, 1, gamma=np.array(2.0)).system.n_states == 1

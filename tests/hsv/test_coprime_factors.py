@@ -235,3 +235,19 @@ def test_refusals(dt, rng):
         hsv.CoprimeFactors(singular, True).quotient()
     with pytest.raises(hsv.HsvError, match="Hankel singular values"):
         hsv.coprime_factor_reduction(unstable(random_system, rng, n=4, dt=dt), 2, method=hsv.modal_truncation)
+
+
+def test_flags_and_decays_of_another_kind_are_refused_by_name():
+    sys = hsv.StateSpace([[2.0]], [[1.0]], [[1.0]], dt=True)
+    for call in (
+        hsv.inner_coprime_factors,
+        hsv.normalized_coprime_factors,
+        lambda s, left: hsv.stable_coprime_factors(s, 0.1, left=left),
+    ):
+        with pytest.raises(hsv.DtypeError, match="left must be True or False, got 'no'"):
+            call(sys, left="no")
+    with pytest.raises(hsv.HsvError, match="decay must be at most 32 with dt=True, got 1000"):
+        hsv.stable_coprime_factors(sys, 1000.0)
+    timed = hsv.StateSpace([[2.0]], [[1.0]], [[1.0]], dt=0.5)
+    with pytest.raises(hsv.HsvError, match=r"decay must be at most 64 / s with steps of 0.5 s, got 65"):
+        hsv.stable_coprime_factors(timed, 65)

@@ -251,3 +251,17 @@ def test_an_unstable_system_is_refused(dt):
     ):
         with pytest.raises(hsv.UnstableSystemError):
             hsv.frequency_limited_gramians(sys, (0, 1))
+
+
+@pytest.mark.parametrize("band", ["01", b"01", ("0", "1"), (True, 2), (0.0, None), [(0, 1), ("2", 3)], 5])
+def test_texts_and_truth_values_are_no_edges(band):
+    sys = hsv.StateSpace([[-1.0]], [[1.0]], [[1.0]], dt=0)
+    with pytest.raises(hsv.DtypeError, match=r"band must be a pair of numbers \(low, high\), got"):
+        hsv.frequency_limited_gramians(sys, band)
+
+
+def test_edges_may_be_arrays_without_axes():
+    sys = hsv.StateSpace([[-1.0]], [[1.0]], [[1.0]], dt=0)
+    expected = hsv.frequency_limited_gramians(sys, (0.0, 1.0))
+    for band in (np.array([0, 1]), torch.tensor([0.0, 1.0]), (np.float32(0), torch.tensor(1.0))):
+        np.testing.assert_array_equal(hsv.frequency_limited_gramians(sys, band), expected)

@@ -406,3 +406,12 @@ def test_unknown_ways_to_stability_are_refused():
     for stability in (None, "absolute-value"):
         with pytest.raises(hsv.UnstableSystemError):
             BANDS[0](hsv.StateSpace([[1.0]], [[1.0]], [[1.0]], dt=0), 1, (0, 1), stability=stability)
+
+
+def test_horizons_up_to_the_largest_number():
+    sys = hsv.StateSpace([[-1.0, 1.0], [0.0, -2.0]], [[1.0], [1.0]], [[1.0, 0.0]], dt=0)
+    for horizon in (1e20, 1e308):
+        window, always = hsv.time_limited_truncation(sys, 1, horizon), hsv.balanced_truncation(sys, 1)
+        np.testing.assert_allclose(window.system.poles(), always.system.poles(), rtol=1e-10)
+    with pytest.raises(hsv.HsvError, match="the state grows beyond what double precision holds"):
+        hsv.time_limited_truncation(hsv.StateSpace([[1.0]], [[1.0]], [[1.0]], dt=0), 1, 1e308)

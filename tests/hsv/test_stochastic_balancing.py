@@ -209,3 +209,9 @@ def test_a_zero_on_the_stability_boundary_counts_as_outside_or_is_said(dt):
         assert red.characteristic_values[0] == pytest.approx(1, abs=1e-6)
         np.testing.assert_allclose(zeros_of(red.system), [1.0 if dt else 0.0], atol=1e-6)
     assert "zero on the stability boundary" in said
+
+
+def test_an_alpha_whose_square_is_no_number_is_refused():
+    sys = hsv.StateSpace([[-1.0]], [[1.0]], [[1.0]], [[1.0]], dt=0)
+    with pytest.raises(hsv.HsvError, match="alpha must be at most 1e\\+150, for the equation has its square"):
+        hsv.stochastic_truncation(sys, 1, alpha=1e200)
