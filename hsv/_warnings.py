@@ -32,7 +32,9 @@ class WarnTheCaller:
 
     def __enter__(self) -> None:
         self._catch = warnings.catch_warnings(record=True)
-        self._caught = self._catch.__enter__() or []
+        caught = self._catch.__enter__()
+        assert caught is not None  # with record=True
+        self._caught = caught
         warnings.simplefilter("always", OrderWarning)
 
     def __exit__(
