@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import scipy.linalg
 
 from hsv import _con_eigenvalues
 from hsv._array import Array, from_host, on_host, real, round_to, to_host, widen
 from hsv._con_eigenvalues import MinimalSystem, PoleResidueForm
-from hsv._errors import IllConditionedError, OrderError
+from hsv._errors import IllConditionedError, OrderError, OrderWarning
 from hsv._hankel import gramian_factors, singular_values
 from hsv._order import Rule, as_rule
 from hsv._reduction import (
@@ -21,7 +23,15 @@ from hsv._reduction import (
     numerical_rank,
     round_up,
 )
-from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, in_double_precision, stability_margin
+from hsv._systems import (
+    DiagonalStateSpace,
+    LinearSystem,
+    StateSpace,
+    in_double_precision,
+    require_system,
+    stability_margin,
+)
+from hsv._warnings import level_outside
 
 _EPS = float(np.finfo(np.float64).eps)
 _EXCESS = 1e-5  # how far, relatively, the checked error of a diagonal result may be above the least one
@@ -70,7 +80,7 @@ def hankel_norm_approximation(sys: LinearSystem, rule: Rule | int) -> Reduction:
     Warns
     -----
     OrderWarning
-        As in :func:`balanced_truncation`.
+        As in :func:`balanced_truncation`, and where the system has fewer states than the rule chose, because :math:`\sigma_{r+1}` is a multiple value.
 
     See Also
     --------
@@ -104,6 +114,7 @@ def hankel_norm_approximation(sys: LinearSystem, rule: Rule | int) -> Reduction:
     array([0.+0.j])
     """
     rule = as_rule(rule)
+    require_system(sys)
     if isinstance(sys, DiagonalStateSpace) and sys.n_inputs == sys.n_outputs == 1:
         return _approximate_diagonal(sys, rule)
     bal = balance(in_double_precision(sys))
@@ -129,6 +140,7 @@ def _reduction(
     rounding: Rounding | None = None,
 ) -> Reduction:
     values = to_host(sigma)
+    notes += _say_if_fewer(to_host(orders), chosen, values)
     if isinstance(reduced, StateSpace):
         check_stability(reduced, values, chosen)
     else:
@@ -143,6 +155,19 @@ def _reduction(
         notes=notes,
         _rounding=rounding,
     )
+
+
+def _say_if_fewer(orders: np.ndarray, chosen: np.ndarray, sigma: np.ndarray) -> tuple[str, ...]:
+    """A note, warned of as well, where a system has not the order that was chosen for it."""
+    fewer = orders < chosen
+    if not np.any(fewer):
+        return ()
+    index = np.unravel_index(int(np.argmax(fewer)), fewer.shape)
+    k, r = int(orders[index]), int(chosen[index])
+    count = f" (in {int(np.sum(fewer))} of {fewer.size} systems)" if fewer.size > 1 else ""
+    note = f"the order is {k} instead of {r}: Hankel values {k + 1} to {r + 1} are equal ({sigma[index][k]:.9g}), and without their states the error is the same{count}"
+    warnings.warn(note, OrderWarning, stacklevel=level_outside())
+    return (note,)
 
 
 def _check_poles(reduced: DiagonalStateSpace, chosen: np.ndarray) -> None:
