@@ -17,7 +17,7 @@ import numpy as np
 from hsv._array import dtype_name, to_host
 from hsv._descriptor import from_descriptor
 from hsv._errors import DtypeError, HsvError, MissingBackendError, ShapeError
-from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, real_part
+from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, real_part, require_system
 
 FORMAT, VERSION = "hsv-system", 1
 _DTYPES = ("float32", "float64", "complex64", "complex128")
@@ -132,8 +132,7 @@ def save(
     """
     target = Path(path)
     write = _format(target, _WRITERS)
-    if not isinstance(sys, (StateSpace, DiagonalStateSpace)):
-        raise DtypeError(f"sys must be a StateSpace or DiagonalStateSpace, got {type(sys).__name__}")
+    require_system(sys)
     check_labels("inputs", inputs, sys.n_inputs)
     check_labels("outputs", outputs, sys.n_outputs)
     given = {"inputs": inputs, "outputs": outputs, "name": name}

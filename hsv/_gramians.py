@@ -26,7 +26,7 @@ from hsv._array import (
 )
 from hsv._cauchy import cauchy_factor, denominators, expm1
 from hsv._errors import DtypeError, HsvError, ShapeError, UnstableSystemError
-from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, require_dense, stability_margin
+from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, require_dense, require_system, stability_margin
 
 
 def controllability_gramian(sys: LinearSystem, horizon: float | None = None) -> Array:
@@ -65,6 +65,7 @@ def controllability_gramian(sys: LinearSystem, horizon: float | None = None) -> 
     >>> hsv.controllability_gramian(sys, horizon=2)                          # 9 (1 + 0.25)
     array([[11.25]])
     """
+    require_system(sys)
     if horizon is not None:
         check_horizon(sys, horizon)
         return _finite_gramian(sys, int(horizon)) if sys.is_discrete else _finite_integral(sys, float(horizon))
@@ -90,6 +91,7 @@ def observability_gramian(sys: LinearSystem, horizon: float | None = None) -> Ar
     >>> hsv.observability_gramian(sys)
     array([[12.]])
     """
+    require_system(sys)
     return controllability_gramian(dual(sys), horizon)
 
 
@@ -130,6 +132,7 @@ def controllability_factor(sys: LinearSystem) -> Array:
     >>> hsv.controllability_factor(sys)                                      # sqrt(16 / (1 - 0.36))
     array([[5.]])
     """
+    require_system(sys)
     return round_to(factor(sys), sys.B)
 
 
@@ -143,6 +146,7 @@ def observability_factor(sys: LinearSystem) -> Array:
     >>> hsv.observability_factor(sys)
     array([[5.]])
     """
+    require_system(sys)
     return controllability_factor(dual(sys))
 
 
@@ -182,6 +186,7 @@ def cross_gramian(sys: LinearSystem) -> Array:
     >>> hsv.cross_gramian(sys)                                               # -3 / (1 - 0.25)
     array([[-4.]])
     """
+    require_system(sys)
     if sys.n_inputs != sys.n_outputs:
         raise ShapeError(
             f"a cross Gramian needs as many inputs as outputs, got {sys.n_inputs} and {sys.n_outputs}; use both Gramians instead"

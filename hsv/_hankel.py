@@ -12,7 +12,7 @@ from hsv._cauchy import cauchy_factors
 from hsv._gramians import require_range, require_stable
 from hsv._large_systems import LargeSystem
 from hsv._lyapunov import solve_lyapunov_factored_pair
-from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace
+from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, require_system
 
 # In each of some six matrices a system: 6 GiB on a device.
 _MOST_NUMBERS = 2**27
@@ -69,6 +69,7 @@ def hankel_singular_values(sys: LinearSystem | LargeSystem) -> Array:
     >>> hsv.hankel_singular_values(sys).round(5)
     array([24.42686,  0.57314])
     """
+    require_system(sys, LargeSystem)
     if isinstance(sys, LargeSystem):
         return sys._large_hankel_values()
     if _small_systems.fits(sys):

@@ -39,7 +39,7 @@ from hsv._hankel import (
 )
 from hsv._large_systems import LargeSystem
 from hsv._order import ErrorBound, Order, Rule, as_rule
-from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, stability_margin
+from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, require_system, stability_margin
 from hsv._text import reduction_html, reduction_text
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -279,6 +279,7 @@ def _truncate_small(sys: LinearSystem, rule: Rule) -> Reduction:
 
 
 def _truncate(sys: LinearSystem | LargeSystem, rule: Rule, bases: _Bases) -> Reduction:
+    require_system(sys, LargeSystem)
     if isinstance(sys, LargeSystem):
         return sys._large_truncation(rule, bases, stacklevel=4)
     small = _small_systems.fits(sys) and not getattr(sys, "_conjugate_pairs", False)
@@ -333,6 +334,7 @@ def balance(sys: LinearSystem | LargeSystem) -> Reduction:
     array([[24.4269,  0.    ],
            [ 0.    ,  0.5731]])
     """
+    require_system(sys, LargeSystem)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OrderWarning)  # the cap is the point here, and is in the orders
         return balanced_truncation(sys, Order(sys.n_states))

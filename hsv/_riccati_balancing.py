@@ -10,7 +10,7 @@ import numpy as np
 
 from hsv._array import Array, from_host, real, round_to, say_copied, to_host, widen
 from hsv._blas import eigenvalues, product
-from hsv._errors import DtypeError, IllConditionedError, OrderError
+from hsv._errors import IllConditionedError, OrderError
 from hsv._gramians import require_stable
 from hsv._hankel import Factors, from_real_coordinates, singular_value_decomposition
 from hsv._lyapunov import Matrix, adjoint, check_stable, solve_lyapunov_factored
@@ -18,7 +18,7 @@ from hsv._order import ErrorBound, Rule, as_rule
 from hsv._reduction import Reduction, Rounding, check_stability, choose_orders, numerical_rank, project, round_up
 from hsv._riccati import StabilisingSolution
 from hsv._singular_perturbation import at_steady_state
-from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, in_double_precision
+from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, in_double_precision, require_system
 from hsv._text import reduction_html, reduction_text
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -95,23 +95,16 @@ def twice_the_tail(values: np.ndarray) -> np.ndarray:
 
 def matrices_on_host(sys: LinearSystem) -> tuple[Matrix, Matrix, Matrix, Matrix]:
     """Return ``A, B, C, D`` of the dense system in double precision; real for the real part of a diagonal system."""
-    _require_dense_or_diagonal(sys)
+    require_system(sys)
     say_copied(sys.B, "the Riccati equation", stacklevel=5)
     dense = sys.to_dense()
     A, B, C, D = (to_host(widen(x)) for x in (dense.A, dense.B, dense.C, dense.D))
     return A, B, C, D
 
 
-def _require_dense_or_diagonal(sys: object) -> None:
-    if not isinstance(sys, StateSpace | DiagonalStateSpace):
-        raise DtypeError(
-            f"the Riccati equations need a StateSpace or a DiagonalStateSpace, got a {type(sys).__name__}; pass sys.to_dense(), or reduce it with hsv.balanced_truncation first"
-        )
-
-
 def stable_matrices_on_host(sys: LinearSystem) -> tuple[Matrix, Matrix, Matrix, Matrix]:
     """The same for methods that need a stable system; raises :class:`UnstableSystemError`."""
-    _require_dense_or_diagonal(sys)
+    require_system(sys)
     require_stable(sys)  # a diagonal system, with its logarithms
     matrices = matrices_on_host(sys)
     check_stable(eigenvalues(matrices[0]), discrete=sys.is_discrete)

@@ -8,7 +8,7 @@ from hsv._array import eye, from_host, namespace, real, round_to, to_host, widen
 from hsv._large_systems import LargeSystem
 from hsv._order import Rule, as_rule
 from hsv._reduction import Reduction, balance, check_stability, choose_orders, error_bound, numerical_rank, round_up
-from hsv._systems import LinearSystem, StateSpace, in_double_precision
+from hsv._systems import LinearSystem, StateSpace, in_double_precision, require_system
 
 
 def singular_perturbation(sys: LinearSystem | LargeSystem, rule: Rule | int) -> Reduction:
@@ -62,6 +62,7 @@ def singular_perturbation(sys: LinearSystem | LargeSystem, rule: Rule | int) -> 
     1.1
     """
     rule = as_rule(rule)
+    require_system(sys, LargeSystem)
     if isinstance(sys, LargeSystem):
         return sys._large_singular_perturbation(rule, stacklevel=3)
     bal = balance(in_double_precision(sys))

@@ -408,6 +408,7 @@ def real_part(sys: LinearSystem) -> LinearSystem:
     >>> hsv.real_part(sys).to_dense().impulse_response(4)[:, 0, 0]
     array([ 0.  ,  1.  ,  0.  , -0.25])
     """
+    require_system(sys, LinearSystem)  # a real sparse system is its own real part
     if not sys.is_complex:
         return sys
     xp = namespace(sys.B)
@@ -425,7 +426,7 @@ def real_part(sys: LinearSystem) -> LinearSystem:
         twice.dt, twice._conjugate_pairs = sys.dt, True
         twice._frozen = True
         return twice
-    assert isinstance(sys, StateSpace)
+    sys = require_dense(sys)
     A = xp.concat(
         [xp.concat([real(sys.A), -imag(sys.A)], axis=-1), xp.concat([imag(sys.A), real(sys.A)], axis=-1)], axis=-2
     )
@@ -465,6 +466,7 @@ def diagonalize(sys: LinearSystem) -> tuple[DiagonalStateSpace, Array, Array]:
     >>> sorted(diagonal.poles().real.round(12).tolist())
     [-0.5, 0.5]
     """
+    require_system(sys)
     if isinstance(sys, DiagonalStateSpace):
         xp = namespace(sys.B)
         complex_poles = sys.poles() if is_complex(sys.poles()) else to_complex(sys.poles(), xp.zeros_like(sys.poles()))

@@ -415,6 +415,39 @@ def test_what_is_no_system_is_named_with_the_way_to_make_it_one():
     require_system(foreign_systems()[r"got a SparseStateSpace, for which .* pass sys\.to_dense\(\)"], LargeSystem)
 
 
+ONE_ARGUMENT = (
+    "balance",
+    "controllability_factor",
+    "controllability_gramian",
+    "cross_gramian",
+    "diagonalize",
+    "hankel_norm",
+    "hankel_singular_values",
+    "observability_factor",
+    "observability_gramian",
+    "real_part",
+)
+WITH_A_RULE = (
+    "balanced_truncation",
+    "balancing_free_truncation",
+    "hankel_norm_approximation",
+    "reduce_stable_part",
+    "singular_perturbation",
+)
+
+
+@pytest.mark.parametrize("wrong", [None, np.eye(2), scipy.signal.StateSpace([[-1.0]], [[1.0]], [[1.0]], [[0.0]])])
+@pytest.mark.parametrize("name", [*ONE_ARGUMENT, *WITH_A_RULE])
+def test_every_function_of_a_system_says_what_it_was_given(name, wrong):
+    with pytest.raises(hsv.DtypeError, match=r"^sys must be a StateSpace.* DiagonalStateSpace.* of hsv, got"):
+        getattr(hsv, name)(wrong, *([1] if name in WITH_A_RULE else []))
+
+
+def test_what_is_no_system_is_not_saved(tmp_path):
+    with pytest.raises(hsv.DtypeError, match=r"^sys must be a StateSpace or a DiagonalStateSpace of hsv, got None"):
+        hsv.save(None, tmp_path / "model.npz")
+
+
 @pytest.mark.parametrize(
     ("module", "converter"), [("control.statesp", "from_control"), ("pymor.models.iosys", "from_pymor")]
 )
