@@ -19,7 +19,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from hsv import HsvError
 from hsv_torch import _packing
-from hsv_torch.adapters import adapter_of, compressible_layers
+from hsv_torch.adapters import adapter_of, compressible_layers, outside_inference_mode
 from hsv_torch.distributed import Ranks
 from hsv_torch.models import SequenceModel, SequenceModelConfig
 from hsv_torch.optimizer import replace_in_optimizer, replace_parameters
@@ -377,10 +377,11 @@ def load_into(model: nn.Module, path: str | os.PathLike[str], *, optimizer: torc
         has other groups.
     """
     ranks = Ranks(model)
-    content = ranks.together(lambda: load_checkpoint(path), lambda: None) if ranks.split else load_checkpoint(path)
-    model = unwrapped(model)
-    sizes = layer_sizes(model)
-    extra = _put_into(model, content, path, optimizer)
+    with outside_inference_mode():  # what is loaded is to be trained
+        content = ranks.together(lambda: load_checkpoint(path), lambda: None) if ranks.split else load_checkpoint(path)
+        model = unwrapped(model)
+        sizes = layer_sizes(model)
+        extra = _put_into(model, content, path, optimizer)
     if layer_sizes(model) != sizes:
         ranks.rebuild()
     return extra

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -27,7 +26,7 @@ from hsv_torch.allocation import Budget, Sizes
 from hsv_torch.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_into, load_model, save_checkpoint
 from hsv_torch.compress import compress_
 from hsv_torch.criteria import ComplexHankel, Criterion, DiagonalCriterion, RealHankel
-from hsv_torch.history import History
+from hsv_torch.history import History, json_text
 from hsv_torch.mode_choice import ModeChoice
 from hsv_torch.report import events_table, write_html
 
@@ -111,7 +110,7 @@ def inspect(
                 )
             write_html(history, report)
         if as_json:
-            _print_json(facts)
+            print(json_text(facts, indent=2))
             return
         _print_facts(facts, history)
 
@@ -168,7 +167,7 @@ def compress(
         save_checkpoint(made, output)
         records = [record.to_dict() for record in done.layers]
         if as_json:
-            _print_json({"output": str(output), "seconds": done.seconds, "layers": records})
+            print(json_text({"output": str(output), "seconds": done.seconds, "layers": records}, indent=2))
             return
         table = _table(f"{output}: {output.stat().st_size:,} bytes, was {checkpoint.stat().st_size:,}")
         for column in ("layer", "states", "error at most", "condition"):
@@ -236,19 +235,6 @@ def _inputs(path: Path, model: nn.Module) -> torch.Tensor:
         ) from error
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), inputs.dtype)
     return inputs.to(dtype) if inputs.is_floating_point() else inputs
-
-
-def _print_json(content: Mapping[str, Any]) -> None:
-    """Print one JSON object; numbers that JSON does not have (a bound that is infinite) become null, as in :meth:`History.to_json`."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, float) and not math.isfinite(value):
-            return None
-        if isinstance(value, Mapping):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-    print(json.dumps(plain(content), indent=2, allow_nan=False))
 
 
 def _facts(path: Path, content: Checkpoint) -> dict[str, Any]:

@@ -276,15 +276,7 @@ class History:
 
     def to_json(self) -> str:
         """The same as one JSON text; numbers that JSON does not have (a bound that is infinite, a metric that is NaN) become null."""
-
-        def plain(value: Any) -> Any:
-            if isinstance(value, float) and not math.isfinite(value):
-                return None
-            if isinstance(value, Mapping):
-                return {key: plain(item) for key, item in value.items()}
-            return [plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-        return json.dumps(plain(self.to_dict()), allow_nan=False)
+        return json_text(self.to_dict())
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> History:
@@ -317,3 +309,16 @@ class CompressionReport:
             for record in self.layers
         ]
         return "\n".join((*lines, f"{self.seconds:.3f} s"))
+
+
+def json_text(content: Mapping[str, Any], *, indent: int | None = None) -> str:
+    """Return `content` as one JSON object, with null for numbers that JSON does not have."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return json.dumps(plain(content), indent=indent, allow_nan=False)

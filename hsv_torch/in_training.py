@@ -139,7 +139,7 @@ class InTrainingCompressor:
     ------
     hsv.HsvError
         If an argument is impossible: no layer to cut, an optimizer whose state cannot be carried, attempts closer together
-        than the guard takes to decide, a guard that needs a loader and has none.
+        than the guard takes to decide, a guard that needs a loader and has none, a module in `state` that has layers that can be cut and is no copy of the model.
 
     See Also
     --------

@@ -15,7 +15,7 @@ from rich.padding import Padding
 
 from paper_repro import provenance
 from paper_repro.comparison import best_of_words, group_runs, make_table
-from paper_repro.configuration import ARMS, Arm, make_config, parse_overrides, preset_names, read_preset
+from paper_repro.configuration import ARMS, Arm, make_config, overridden, parse_overrides, preset_names, read_preset
 from paper_repro.errors import ConfigurationError, ReproError
 from paper_repro.finished_runs import BEST_FILE, listing_command
 from paper_repro.options import (
@@ -151,7 +151,7 @@ def run(
 
             run_smoke(out, n_workers=workers or default_workers(), console=Console())
             return
-        values: dict[str, Any] = {**read_preset(name), "arm": arm, "seed": seed, **parse_overrides(overrides or [])}
+        values = overridden({**read_preset(name), "arm": arm, "seed": seed}, parse_overrides(overrides or []))
         if layer is not None:
             values["layer"] = layer
         if data_dir is not None:
@@ -251,7 +251,7 @@ def select_lr(
             output=output,
         )  # fmt: skip
         return
-    values = {**read_preset(name), **parse_overrides(overrides or [])}
+    values = overridden(read_preset(name), parse_overrides(overrides or []))
     if data_dir is not None:
         values["data_dir"] = str(data_dir)
     with RunProgress(console) as progress:

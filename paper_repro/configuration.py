@@ -57,7 +57,9 @@ KEYS_OF_CUTS = frozenset(
         "max_drop",
     }
 )
-KEYS_OF_ONE_CUT = frozenset({"tau", "order", "budget", "reading", "horizon", "method", "calibration_sequences"})
+RULES = ("tau", "order", "budget")
+"""Keys that choose the sizes."""
+KEYS_OF_ONE_CUT = frozenset({*RULES, "reading", "horizon", "method", "calibration_sequences"})
 # Keys that some arms do without, and which arms these are: an arm ignores those of the others.
 KEYS_OF_ARMS: dict[Arm, frozenset[str]] = {
     "full": frozenset(),
@@ -218,7 +220,7 @@ class RunConfig(pydantic.BaseModel):
         return self
 
     def _check_cuts(self) -> None:
-        rules = {key: getattr(self, key) for key in ("tau", "order", "budget")}
+        rules = {key: getattr(self, key) for key in RULES}
         if self.arm in ARMS_WITH_A_RULE and sum(value is not None for value in rules.values()) != 1:
             found = ", ".join(f"{key}={value}" for key, value in rules.items())
             raise ValueError(f"tau, order or budget: arm {self.arm} needs exactly one of them, got {found}")
@@ -349,6 +351,12 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
             raise ConfigurationError(f"--set gives key {key!r} twice")
         values[key] = _parse_value(text)
     return values
+
+
+def overridden(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `values` with `overrides` in their place; one of the keys that choose the sizes replaces the others, for a run has one of them."""
+    chosen = set(RULES) if overrides.keys() & set(RULES) else set()
+    return {key: value for key, value in values.items() if key not in chosen} | dict(overrides)
 
 
 def make_config(values: Mapping[str, Any]) -> RunConfig:

@@ -13,7 +13,7 @@ from rich.padding import Padding
 
 from paper_repro import provenance
 from paper_repro.comparison import ArmFigures, Outcome, findings, make_arm, make_table, rule_words
-from paper_repro.configuration import RunConfig, make_config, read_preset
+from paper_repro.configuration import RunConfig, make_config, overridden, read_preset
 from paper_repro.progress import RunProgress
 from paper_repro.report import write_report
 from paper_repro.results import RESULTS_FILE, RunResult
@@ -77,7 +77,7 @@ def plan(seeds: Sequence[int], overrides: Mapping[str, Any]) -> tuple[list[Job],
     jobs: dict[str, Job] = {}
     words: dict[str, None] = {}  # an ordered set: presets share the full arm
     for preset in PRESETS:
-        values = {**read_preset(preset), **overrides}
+        values = overridden(read_preset(preset), overrides)
         choice = None if "learning_rate" in overrides else read_choice(choice_path(preset))
         words |= dict.fromkeys(_choice_words(preset, choice, make_config({**values, "arm": "full"})))
         for seed in seeds:

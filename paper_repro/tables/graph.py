@@ -8,14 +8,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paper_repro.configuration import RunConfig
+from paper_repro.configuration import RULES, RunConfig
 from paper_repro.errors import ConfigurationError
 from paper_repro.results import RunResult
 from paper_repro.selection import CHOICES, Choice, read_choice
-from paper_repro.tables.plan import RULES, Cell, TablePlan, TaskPlan, Variant, plan_names, read_plan
+from paper_repro.tables.plan import Cell, TablePlan, TaskPlan, Variant, plan_names, read_plan
 from paper_repro.workers import Job, resolved
 
-OF_SIZES = frozenset({"n_states", "budget", "sizes_of", *RULES})  # keys of a run that its parents decide
+OF_SIZES = frozenset({"n_states", "sizes_of", *RULES})  # keys of a run that its parents decide
 
 
 class NoRateError(ConfigurationError):

@@ -12,12 +12,11 @@ from typing import Any, Literal, Self, get_args
 import pydantic
 from pydantic import Field, model_validator
 
-from paper_repro.configuration import RunConfig, make_config, preset_names, read_preset
+from paper_repro.configuration import RunConfig, make_config, overridden, preset_names, read_preset
 from paper_repro.errors import ConfigurationError
 
 PLANS = Path(__file__).parent
 Variant = Literal["quick", "cpu", "gpu", "paper"]
-RULES = ("tau", "order")
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
 
@@ -184,9 +183,7 @@ def _config(preset: str, *layers: Mapping[str, Any]) -> RunConfig:
     """Return the run of a preset with the values of `layers`, the later ones first."""
     merged: dict[str, Any] = {}
     for values in (read_preset(preset), *layers):
-        if values.keys() & RULES:
-            merged |= dict.fromkeys(RULES)  # a run has one of them
-        merged |= values
+        merged = overridden(merged, values)
     return make_config({key: None if value == "none" else value for key, value in merged.items()})
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from paper_repro.configuration import RULES
 from paper_repro.results import RunResult
 from paper_repro.selection import Choice
 from paper_repro.statistics import PairedDifference, Summary, mean_of_best, paired_difference, summarise
@@ -22,7 +23,7 @@ from paper_repro.tables.graph import (
     table_jobs,
 )
 from paper_repro.tables.grid import NOT_RUN, Grid
-from paper_repro.tables.plan import RULES, Cell, PaperFigure, TablePlan, TaskPlan, plan_names
+from paper_repro.tables.plan import Cell, PaperFigure, TablePlan, TaskPlan, plan_names
 
 BEST = 3  # the paper reports the mean of as many
 LEAST_FOR_INTERVAL = (

@@ -591,3 +591,16 @@ def test_single_numbers_with_a_stride_are_saved(tmp_path):
     loaded = LRU(4, 1)
     load_into(loaded, tmp_path / "one.safetensors")
     assert loaded.theta.item() == 3
+
+
+def test_what_is_loaded_in_inference_mode_can_be_trained(tmp_path):
+    model, optimizer = cut_and_trained()
+    save_checkpoint(model, tmp_path / "run.safetensors", optimizer=optimizer)
+    other = classifier()
+    again = torch.optim.AdamW(other.parameters(), lr=1e-2)
+    with torch.inference_mode():
+        load_into(other, tmp_path / "run.safetensors", optimizer=again)
+    for pair in ((model, optimizer), (other, again)):
+        torch.manual_seed(0)
+        train_step(*pair, 3)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))

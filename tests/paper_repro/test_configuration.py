@@ -8,6 +8,7 @@ from paper_repro.configuration import (
     SELECTIVE_LAYERS,
     RunConfig,
     make_config,
+    overridden,
     parse_overrides,
     preset_names,
     read_preset,
@@ -100,6 +101,13 @@ def test_an_error_names_the_key_and_what_was_found(values, words):
 def test_seed_0_is_a_seed():
     assert make_config({**DIGITS, "seed": 0}).seed == 0
     assert make_config({**DIGITS, "seed": 0}).run_id != make_config({**DIGITS, "seed": 1}).run_id
+
+
+def test_an_override_that_chooses_the_sizes_replaces_the_preset_s():
+    preset = {"tau": 0.1, "steps": 5}
+    assert overridden(preset, {"order": 8}) == {"order": 8, "steps": 5}
+    assert overridden(preset, {"steps": 7}) == {"tau": 0.1, "steps": 7}
+    assert overridden({"order": 4}, {"budget": 100, "steps": 1}) == {"budget": 100, "steps": 1}
 
 
 def test_overrides_are_numbers_lists_words_and_nothing():
