@@ -38,6 +38,7 @@ _TOLERANCE = 1e-12
 _ITERATIONS = 300
 _GROWTH = 1e3  # times the first residual: time to look for an unstable pole
 _PATIENCE = 40  # iterations in which the residual should have fallen by half
+_AT_MINUS_ONE = 1e4 * _EPS  # a pole of a matrix that is not normal, as far as rounding moves it
 _LANCZOS_STEPS = 12  # enough for the largest eigenvalue of the residual to a few per cent
 
 
@@ -456,6 +457,8 @@ class _Run:
 
     def _look_for_unstable_pole(self) -> None:
         """Raise if inverse iteration near the rightmost projected eigenvalues, or near 0, ends at a pole that is not stable."""
+        if self.system.is_discrete and self._has_pole_at_minus_one():
+            self._raise_unstable(complex(math.inf))
         side = max(self.sides, key=lambda side: side.residual)
         newest = np.concatenate([*side.blocks[-60:], side.residual_factor], axis=1)[:, -120:]
         if not np.all(np.isfinite(newest)):
@@ -468,38 +471,26 @@ class _Run:
             if found is not None and found.real >= -_EPS * abs(found):
                 self._raise_unstable(found)
 
-    def _eigenvalue_near(self, target: complex) -> complex | None:
-        """The eigenvalue nearest to a number, by Arnoldi's method with the inverse; None where that does not settle."""
-        n = self.pencil.n_states
+    def _has_pole_at_minus_one(self) -> bool:
+        """Whether a pole lies at ``z = -1``, which the Cayley transform sends to infinity, where no finite target finds it."""
         try:
-            solves = self.pencil.shifted(-target)
+            values = _eigenvalues_near(self.system._pencil, -1.0 + 0j)
         except IllConditionedError:
-            return target
-        dtype = np.complex128 if self.pencil.is_complex or target.imag else np.float64
-        multiply = scipy.sparse.linalg.LinearOperator(
-            (n, n), dtype=dtype, matvec=lambda x: solves.solve(self.pencil.mass(x.reshape(n, 1)))[:, 0]
-        )
-        if n < 5:
-            inverse = np.linalg.eigvals(multiply @ np.eye(n, dtype=dtype))
-        else:
-            try:
-                inverse = scipy.sparse.linalg.eigs(
-                    multiply,
-                    k=3,
-                    v0=np.random.default_rng(0).standard_normal(n),
-                    return_eigenvectors=False,
-                    maxiter=100,
-                )
-            except scipy.sparse.linalg.ArpackNoConvergence as error:
-                inverse = error.eigenvalues
-        inverse = inverse[inverse != 0]
-        values = target + 1 / inverse
+            return False
+        return bool(np.any(abs(values + 1) <= _AT_MINUS_ONE))
+
+    def _eigenvalue_near(self, target: complex) -> complex | None:
+        """The rightmost of the eigenvalues nearest to a number; None where they were not found."""
+        values = _eigenvalues_near(self.pencil, target)
         return complex(values[int(np.argmax(values.real))]) if len(values) else None
 
     def _raise_unstable(self, pole: complex) -> None:
         discrete = self.system.is_discrete
         if discrete:  # of the Cayley transform (z - 1) / (z + 1)
-            pole = (1 + pole) / (1 - pole) if pole != 1 else complex(math.inf)
+            if not np.isfinite(pole):
+                pole = -1 + 0j
+            else:
+                pole = (1 + pole) / (1 - pole) if pole != 1 else complex(math.inf)
         shown = f"{pole.real:.6g}" if pole.imag == 0 else f"{pole.real:.6g}{pole.imag:+.6g}i"
         rule = "inside the unit circle" if discrete else "in the left half plane"
         raise UnstableSystemError(
@@ -528,6 +519,34 @@ class _Run:
                 tuple(self.history),
             )
         return found
+
+
+def _eigenvalues_near(pencil: Pencil, target: complex) -> np.ndarray:
+    """The few eigenvalues nearest to a number, by Arnoldi's method with the inverse; none where that does not settle."""
+    n = pencil.n_states
+    try:
+        solves = pencil.shifted(-target)
+    except IllConditionedError:
+        return np.array([target])
+    dtype = np.complex128 if pencil.is_complex or target.imag else np.float64
+    multiply = scipy.sparse.linalg.LinearOperator(
+        (n, n), dtype=dtype, matvec=lambda x: solves.solve(pencil.mass(x.reshape(n, 1)))[:, 0]
+    )
+    if n < 5:
+        inverse = np.linalg.eigvals(multiply @ np.eye(n, dtype=dtype))
+    else:
+        try:
+            inverse = scipy.sparse.linalg.eigs(
+                multiply,
+                k=3,
+                v0=np.random.default_rng(0).standard_normal(n),
+                return_eigenvectors=False,
+                maxiter=100,
+            )
+        except scipy.sparse.linalg.ArpackNoConvergence as error:
+            inverse = error.eigenvalues
+    inverse = inverse[inverse != 0]
+    return np.asarray(target + 1 / inverse)
 
 
 def _columns(side: _Side) -> int:

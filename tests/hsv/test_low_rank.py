@@ -501,3 +501,14 @@ def test_a_tolerance_of_another_kind_is_refused_by_name():
         with pytest.raises(hsv.DtypeError, match=r"tolerance must be a number in \[0, 1\), got"):
             factor.compressed(tolerance)
     assert factor.compressed(np.float32(0.5)).factor.shape[1] == 1
+
+
+@pytest.mark.parametrize("n", [3, 6])
+def test_a_pole_at_minus_one_is_found(n, rng):
+    """The Cayley transform sends it to infinity."""
+    poles = np.r_[-1.0, np.linspace(-0.8, 0.7, n - 1)]
+    Q = rng.standard_normal((n, n))
+    ones = np.ones((n, 1))
+    for A in (np.diag(poles), Q @ np.diag(poles) @ np.linalg.inv(Q)):
+        with pytest.raises(hsv.UnstableSystemError, match="found a pole at -1, which is not inside the unit circle"):
+            hsv.low_rank_gramians(hsv.SparseStateSpace(sp.csc_array(A), ones, ones.T, dt=True))
