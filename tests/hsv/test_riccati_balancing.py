@@ -286,7 +286,9 @@ def test_inputs_are_not_changed(method, rng):
 @each_method
 def test_sparse_systems_are_refused_by_name(method):
     sys = hsv.SparseStateSpace(scipy.sparse.diags([-1.0, -2.0]).tocsc(), np.ones((2, 1)), np.ones((1, 2)), dt=0)
-    with pytest.raises(hsv.DtypeError, match=r"got a SparseStateSpace; pass sys\.to_dense\(\)"):
+    with pytest.raises(
+        hsv.DtypeError, match=r"got a SparseStateSpace, for which this method has no path; pass sys\.to_dense\(\)"
+    ):
         method.reduce(sys, 1)
 
 
