@@ -34,6 +34,7 @@ from hsv._systems import (
     in_double_precision,
     require_dense,
     require_system,
+    without_gradient,
 )
 
 
@@ -80,6 +81,7 @@ def h2_norm(sys: LinearSystem, horizon: float | None = None) -> Array:
     if horizon is not None:
         strictly_proper = _norm_on_a_window(sys, horizon)
     else:
+        sys = without_gradient(sys)
         strictly_proper = xp.linalg.vector_norm(widen(sys.C) @ factor(sys), axis=(-2, -1))
     if sys.is_discrete:
         norm = xp.hypot(strictly_proper, xp.linalg.vector_norm(widen(sys.D), axis=(-2, -1)))

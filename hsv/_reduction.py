@@ -39,7 +39,14 @@ from hsv._hankel import (
 )
 from hsv._large_systems import LargeSystem
 from hsv._order import ErrorBound, Order, Rule, as_rule
-from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, require_system, stability_margin
+from hsv._systems import (
+    DiagonalStateSpace,
+    LinearSystem,
+    StateSpace,
+    require_system,
+    stability_margin,
+    without_gradient,
+)
 from hsv._text import reduction_html, reduction_text
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -90,6 +97,8 @@ class Reduction:
     n_original_states: int | None = None
 
     def __post_init__(self) -> None:
+        # Projections count as constants where they are computed: what a graph would go on with is no derivative.
+        object.__setattr__(self, "system", without_gradient(self.system))
         if self.n_original_states is None:
             n = self._count_original_states()
             object.__setattr__(self, "n_original_states", n)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any, Self
 
@@ -570,6 +571,19 @@ def in_double_precision(sys: LinearSystem) -> LinearSystem:
         return sys._rebuild(widen(sys.poles()), log_poles, widen(sys.B), widen(sys.C), widen(sys.D))
     dense = sys.to_dense()
     return StateSpace(widen(dense.A), widen(dense.B), widen(dense.C), widen(dense.D), dt=sys.dt)
+
+
+def without_gradient(sys: LinearSystem) -> LinearSystem:
+    """Return the system with its tensors cut from their graphs, for results whose graph would have a part of the derivative only."""
+    if type(sys.B) is np.ndarray:
+        return sys
+    ends = {name: x.detach() for name in sys._all_slots() if getattr(x := getattr(sys, name), "requires_grad", False)}
+    if not ends:
+        return sys
+    result = copy.copy(sys)
+    for name, x in ends.items():
+        object.__setattr__(result, name, x)
+    return result
 
 
 def stability_margin(sys: LinearSystem) -> Array:
