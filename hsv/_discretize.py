@@ -26,7 +26,7 @@ from hsv._array import (
 )
 from hsv._cauchy import expm1
 from hsv._errors import DtypeError, HsvError, IllConditionedError, ShapeError
-from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, real_part, require_dense
+from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, real_part, require_dense, require_system
 
 METHODS = ("zoh", "bilinear")
 
@@ -94,6 +94,7 @@ def discretize(sys: LinearSystem, dt: Any, method: str = "zoh") -> LinearSystem:
     >>> hsv.discretize(sys, 1.0, "bilinear").poles().round(6)              # (1 - 1/2) / (1 + 1/2)
     array([0.333333])
     """
+    require_system(sys)
     if method not in METHODS:
         raise HsvError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
     if sys.is_discrete:

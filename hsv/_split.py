@@ -8,7 +8,7 @@ import scipy.linalg
 from hsv import _array
 from hsv._array import Array, namespace, on_host, round_to, to_host, widen
 from hsv._errors import IllConditionedError
-from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, require_dense, stability_margin
+from hsv._systems import DiagonalStateSpace, LinearSystem, StateSpace, require_dense, require_system, stability_margin
 
 
 def split_unstable(sys: LinearSystem) -> tuple[LinearSystem, LinearSystem]:
@@ -46,6 +46,7 @@ def split_unstable(sys: LinearSystem) -> tuple[LinearSystem, LinearSystem]:
     >>> stable.poles(), unstable.poles()
     (array([0.5]), array([2.]))
     """
+    require_system(sys)
     if isinstance(sys, DiagonalStateSpace):
         stable = to_host(stability_margin(sys) > 0)
         return _choose_states(sys, stable, sys.D), _choose_states(sys, ~stable, sys.D * 0)

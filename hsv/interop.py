@@ -12,7 +12,7 @@ import numpy as np
 from hsv._array import to_host
 from hsv._errors import DtypeError, MissingBackendError, ShapeError
 from hsv._files import check_labels, choose_dt, make_system, read_model
-from hsv._systems import LinearSystem, StateSpace
+from hsv._systems import LinearSystem, StateSpace, require_system
 
 if TYPE_CHECKING:
     import control
@@ -326,6 +326,7 @@ def to_pymor(sys: LinearSystem) -> Any:
 
 
 def _single(sys: LinearSystem) -> StateSpace:
+    require_system(sys)
     if sys.batch_shape:
         raise ShapeError(
             f"sys must be one system, got a batch of shape {sys.batch_shape}; convert its systems one at a time"

@@ -14,6 +14,7 @@ GOOD = hsv.StateSpace([[-1.0]], [[1.0]], [[1.0]], [[1.0]], dt=0)
 ENTRIES = {
     "bounded_real_truncation": lambda sys: hsv.bounded_real_truncation(sys, 1),
     "coprime_factor_reduction": lambda sys: hsv.coprime_factor_reduction(sys, 1),
+    "discretize": lambda sys: hsv.discretize(sys, 0.1),
     "frequency_limited_gramians": lambda sys: hsv.frequency_limited_gramians(sys, (0, 1)),
     "frequency_limited_singular_perturbation": lambda sys: hsv.frequency_limited_singular_perturbation(sys, 1, (0, 1)),
     "frequency_limited_truncation": lambda sys: hsv.frequency_limited_truncation(sys, 1, (0, 1)),
@@ -36,9 +37,13 @@ ENTRIES = {
     "mode_gains": hsv.mode_gains,
     "normalized_coprime_factors": hsv.normalized_coprime_factors,
     "positive_real_truncation": lambda sys: hsv.positive_real_truncation(sys, 1),
+    "split_unstable": hsv.split_unstable,
     "stable_coprime_factors": lambda sys: hsv.stable_coprime_factors(sys, 1.0),
     "stochastic_truncation": lambda sys: hsv.stochastic_truncation(sys, 1),
     "time_limited_truncation": lambda sys: hsv.time_limited_truncation(sys, 1, 1.0),
+    "to_control": hsv.to_control,
+    "to_pymor": hsv.to_pymor,
+    "to_scipy": hsv.to_scipy,
 }
 SPARSE = hsv.SparseStateSpace(scipy.sparse.diags_array([-1.0, -2.0]), [[1.0], [1.0]], [[1.0, 1.0]], dt=0)
 
