@@ -72,7 +72,7 @@ bench-publish: $(VENV)/.installed-bench
 
 dist: $(VENV)/.installed-dist
 	rm -rf dist
-	$(BIN)/python -m build $(ARGS)
+	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 
 # From a folder without the sources, so that the tests meet the installed wheel and nothing else.
@@ -91,7 +91,7 @@ test-oldest: $(VENV)/.installed-test
 	$(BIN)/python tests/oldest_versions.py torch cli control > build/oldest/requirements.txt
 	build/oldest/venv/bin/python -m pip install --quiet --disable-pip-version-check \
 	    $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r build/oldest/requirements.txt \
-	    array-api-strict ctrlsys hypothesis mpmath pytest pytest-xdist python-flint slycot
+	    array-api-strict ctrlsys hypothesis mpmath pymor pytest pytest-xdist python-flint slycot
 	$(ONE_THREAD) build/oldest/venv/bin/python -W ignore::DeprecationWarning -m pytest -W ignore::DeprecationWarning -n $(JOBS) --maxprocesses=8 -m "not slow and not gpu" tests/hsv $(ARGS)
 
 clean:

@@ -183,7 +183,10 @@ def to_host(x: Array) -> np.ndarray:
         return np.asarray(x.detach().cpu().resolve_conj().resolve_neg().numpy())
     if array_api_compat.is_cupy_array(x):
         return np.asarray(x.get())
-    return np.asarray(np.from_dlpack(x))
+    try:
+        return np.asarray(np.from_dlpack(x))
+    except BufferError:  # NumPy 2.0 exports no array that is read-only, as broadcast ones are
+        return np.asarray(np.from_dlpack(namespace(x).asarray(x, copy=True)))
 
 
 def from_host(host: np.ndarray, like: Array) -> Array:

@@ -275,8 +275,11 @@ def _fail(message: str, status: int) -> None:
 def _progress() -> Iterator[Callable[[str], None]]:
     """What is going on and for how long, on a terminal's standard error; nothing elsewhere."""
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda description: None
+        return
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=None)
         yield lambda description: progress.update(task, description=description)
 

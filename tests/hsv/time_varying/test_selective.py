@@ -7,6 +7,7 @@ import torch
 
 import hsv
 from hsv import time_varying as tv
+from hsv._array import to_host
 from hsv._kernels import _threads
 from tests.hsv.time_varying.test_estimator import assert_same_state, random_mask
 from tests.tolerances import tolerance
@@ -495,7 +496,7 @@ def test_frozen_systems_of_the_layers(library, rng):
         return np.stack(y, axis=-1)
 
     def host(*arrays):
-        return [np.asarray(a) if library is torch else np.from_dlpack(a) for a in arrays]
+        return [to_host(a) for a in arrays]
 
     A, data = random_layer(rng, d=d, n=n, T=T, batch=2)
     delta, B, C, x, _ = (data[k] for k in NAMES)
