@@ -81,7 +81,7 @@ test-dist: dist
 	$(BIN)/python -m venv build/dist/venv
 	build/dist/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	    $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$$(ls dist/*.whl)[test]"
-	cp -r tests pyproject.toml build/dist
+	cp -r tests docs asv_benchmarks pyproject.toml build/dist
 	cd build/dist && $(ONE_THREAD) venv/bin/python -m pytest -n $(JOBS) --maxprocesses=8 -m "not slow and not gpu" tests/hsv tests/hsv_torch $(ARGS)
 
 # The packages themselves at their oldest, some of which use what others deprecate; what only tests need at its newest.
