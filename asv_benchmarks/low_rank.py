@@ -54,7 +54,7 @@ class BalancedTruncation:
 
 
 class Shifts:
-    """How long do both Gramians take by each way to choose shifts?"""
+    """How long do both Gramians take by each way to choose shifts, and how many factorisations?"""
 
     params = (
         ["heat", "fast flow", "finite elements"],

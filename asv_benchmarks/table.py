@@ -47,7 +47,7 @@ def entries(path: Path) -> dict[str, dict[str, Any]]:
             "question": (described.__doc__ or "").strip().splitlines()[0],
             "param_names": list(getattr(described, "param_names", ())),
             "params": axes,
-            "unit": "MB" if name.rpartition(".")[2].startswith(("peakmem_", "mem_")) else "ms",
+            "unit": _unit(name.rpartition(".")[2]),
             "values": column["result"] or [None] * count,
             "date": datetime.datetime.fromtimestamp(column["started_at"] / 1000, datetime.UTC).isoformat(
                 "T", "seconds"
@@ -93,7 +93,16 @@ def number(value: float | None, unit: str) -> str:
     """Return a median as the tables show it."""
     if value is None or math.isnan(value):
         return "failed" if value is None else "-"
-    return f"{value / 1e6:.0f}" if unit == "MB" else f"{value * 1e3:.3g}"
+    if unit == "ms":
+        return f"{value * 1e3:.3g}"
+    return f"{value / 1e6:.0f}" if unit == "MB" else f"{value:.6g}"
+
+
+def _unit(method: str) -> str:
+    """Return what a benchmark measures, by the beginning of its method's name: bytes, a number of things that the name says, or seconds."""
+    if method.startswith(("peakmem_", "mem_")):
+        return "MB"
+    return method.removeprefix("track_") if method.startswith("track_") else "ms"
 
 
 def _ratio(ours: float | None, peer: float | None) -> str:
