@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 from typing import Any
 
@@ -30,11 +31,11 @@ def as_number(value: Any) -> float | None:
     """Return a real number as a float, Python's, NumPy's or an array's without axes; None for anything else, a truth value and a text among it."""
     if isinstance(value, (bool, np.bool_)):
         return None
-    if isinstance(value, (int, float, np.integer, np.floating)):
+    if isinstance(value, numbers.Real):  # NumPy's are
         try:
             return float(value)
-        except OverflowError:  # an int
-            return math.inf if value > 0 else -math.inf
+        except OverflowError:  # an int or a fraction
+            return math.inf if value == abs(value) else -math.inf
     if not is_array(value) or value.ndim:
         return None
     number = to_host(value)

@@ -171,7 +171,7 @@ def round_to(x: Array, like: Array) -> Array:
 
 
 def copied(x: Array) -> Array:
-    """Return a copy in memory of its own; of a tensor one through which gradients go on."""
+    """Return a copy in memory of its own."""
     return namespace(x).astype(x, x.dtype, copy=True)
 
 

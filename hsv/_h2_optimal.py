@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hsv._arguments import checked_count, checked_tolerance
-from hsv._array import Array, from_host, real, round_to, say_copied, to_host, widen
+from hsv._array import Array, copied, from_host, real, round_to, say_copied, to_host, widen
 from hsv._cauchy import expm1
 from hsv._errors import DtypeError, OrderError, OrderWarning
 from hsv._order import ErrorBound, Order, Rule, as_rule
@@ -150,7 +150,7 @@ def h2_optimal_reduction(
     B, C = (shifted(x, size.reshape(-1)) for x, size in zip((B, C), sizes, strict=True))
     poles, B, C = (back(x) for x in (poles, B, C))
     require_representable(poles, B, C)
-    D = sys.D if sys.is_complex else sys.D + 0j
+    D = copied(sys.D) if sys.is_complex else sys.D + 0j
     if sys.is_discrete:
         reduced = DiagonalStateSpace.from_log_poles(poles, B, C, D, dt=sys.dt)
     else:

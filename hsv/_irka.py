@@ -10,7 +10,7 @@ import scipy.linalg
 import scipy.optimize
 
 from hsv._arguments import checked_count, checked_tolerance
-from hsv._array import from_host, is_complex, real, round_to, say_copied, to_host
+from hsv._array import copied, from_host, is_complex, real, round_to, say_copied, to_host
 from hsv._errors import OrderError, OrderWarning
 from hsv._hankel import from_real_coordinates
 from hsv._norms import h2_norm
@@ -114,7 +114,7 @@ def irka(sys: LinearSystem, rule: Rule | int, *, max_iterations: int = 100, tole
         bases = [from_real_coordinates(x) for x in bases]
     assert start.hankel_singular_values is not None
     return Reduction(
-        system=StateSpace(A, B, C, round_to(double.D, sys.B), dt=sys.dt),
+        system=StateSpace(A, B, C, copied(round_to(double.D, sys.B)), dt=sys.dt),
         orders=start.orders,
         hankel_singular_values=round_to(start.hankel_singular_values, real(sys.B)),
         error_bound=None,

@@ -12,6 +12,7 @@ import numpy as np
 from hsv._array import (
     Array,
     conjugate_transpose,
+    copied,
     eye,
     from_host,
     imag,
@@ -232,7 +233,7 @@ def _keep(
         padding = xp.astype(1 - mask, chosen.dtype)
         chosen = chosen * (1 - padding) - (0 if sys.is_discrete else 1) * padding
         system: LinearSystem = sys._rebuild(
-            chosen, chosen if exact else None, round_to(B, sys.B), round_to(C, sys.B), sys.D
+            chosen, chosen if exact else None, round_to(B, sys.B), round_to(C, sys.B), copied(sys.D)
         )
     else:
         assert isinstance(sys, StateSpace)
@@ -246,7 +247,7 @@ def _keep(
         if not sys.is_discrete:
             A = A - xp.astype(1 - mask, A.dtype)[..., None, :] * eye(r, A)
         B, C = left_h @ widen(sys.B), widen(sys.C) @ right
-        system = StateSpace(round_to(A, sys.B), round_to(B, sys.B), round_to(C, sys.B), sys.D, dt=sys.dt)
+        system = StateSpace(round_to(A, sys.B), round_to(B, sys.B), round_to(C, sys.B), copied(sys.D), dt=sys.dt)
     return Reduction(
         system=system,
         orders=from_host(orders, sys.B),

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from hsv._array import is_array, is_complex, to_host
+from hsv._arguments import as_number
+from hsv._array import is_array
 from hsv._errors import DtypeError, HsvError, OrderError
 
 
@@ -264,11 +265,10 @@ def _tails(values: np.ndarray) -> np.ndarray:
 
 def _number(name: str, value: Any) -> float:
     """A float, also of an array without axes: what norms and bounds come in."""
-    if is_array(value) and value.ndim == 0 and not is_complex(value):
-        value = to_host(value)[()]
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+    number = as_number(value)
+    if number is None:
         hint = ": a rule serves a whole batch, reduce its systems one by one" if is_array(value) else ""
         raise DtypeError(f"{name} takes a number, got {value!r}{hint}")
-    if math.isnan(value):
+    if math.isnan(number):
         raise HsvError(f"{name} takes a number, got nan")
-    return float(value)
+    return number

@@ -99,6 +99,11 @@ class Reduction:
     def __post_init__(self) -> None:
         # Projections count as constants where they are computed: what a graph would go on with is no derivative.
         object.__setattr__(self, "system", without_gradient(self.system))
+        if type(self.system.B) is not np.ndarray:
+            for name in ("hankel_singular_values", "error_bound", "left", "right"):
+                value = getattr(self, name)
+                if getattr(value, "requires_grad", False):
+                    object.__setattr__(self, name, value.detach())
         if self.n_original_states is None:
             n = self._count_original_states()
             object.__setattr__(self, "n_original_states", n)

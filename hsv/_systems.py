@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from hsv import _kernels
+from hsv._arguments import as_number
 from hsv._array import (
     Array,
     as_arrays,
@@ -676,7 +677,7 @@ def _most_singular(matrices: Array) -> tuple[tuple[int, ...], float]:
 
 
 def _check_dt(dt: float | bool) -> float | bool:
-    value = _as_number(dt)
+    value = _true_or_number(dt)
     if value is True:
         return True
     if value is None:
@@ -686,7 +687,7 @@ def _check_dt(dt: float | bool) -> float | bool:
     return value
 
 
-def _as_number(dt: Any) -> float | None:
+def _true_or_number(dt: Any) -> float | None:
     """``True`` or a float; None for all else, ``False`` above all: is it 0 or "not discrete"?"""
     if type(dt) is float or dt is True:
         return dt
@@ -694,12 +695,7 @@ def _as_number(dt: Any) -> float | None:
         dt = bool(dt)
     if isinstance(dt, (bool, np.bool_)):
         return True if dt else None
-    if dt is None or isinstance(dt, (str, bytes, bytearray, complex, np.complexfloating)) or np.ndim(dt) != 0:
-        return None
-    try:
-        return float(dt)
-    except (TypeError, ValueError, OverflowError):
-        return None
+    return as_number(dt)
 
 
 def _check_steps(sys: LinearSystem, n_steps: int) -> None:

@@ -332,6 +332,7 @@ MAPS = [[1.0], [2.0]], [[3.0, 1.0]], [[5.0]]
 WITH_FEEDTHROUGH = {
     "dense": hsv.StateSpace([[0.5, 0.1], [0.0, -0.5]], *MAPS, dt=True),
     "diagonal": hsv.DiagonalStateSpace([0.5, -0.5], *MAPS, dt=True),
+    "complex diagonal": hsv.DiagonalStateSpace([0.5 + 0.1j, -0.5], *(np.asarray(x) + 0j for x in MAPS), dt=True),
     "real part": hsv.real_part(hsv.DiagonalStateSpace([0.5 + 0.1j, -0.5], *MAPS, dt=True)),
     "sparse": hsv.SparseStateSpace(scipy.sparse.diags_array([0.5, -0.5]), *MAPS, dt=True),
 }
@@ -342,7 +343,10 @@ WITH_FEEDTHROUGH = {
     ("method", "kind"),
     [(method, kind) for method in (hsv.balanced_truncation, hsv.singular_perturbation) for kind in WITH_FEEDTHROUGH]
     + [(hsv.balancing_free_truncation, "dense"), (hsv.lqg_balanced_truncation, "dense")]
-    + [(hsv.hankel_norm_approximation, kind) for kind in ("dense", "diagonal", "real part")],
+    + [(hsv.hankel_norm_approximation, kind) for kind in ("dense", "diagonal", "real part")]
+    + [(hsv.irka, kind) for kind in ("dense", "diagonal", "real part")]
+    + [(hsv.modal_truncation, kind) for kind in ("dense", "diagonal")]
+    + [(hsv.h2_optimal_reduction, kind) for kind in ("diagonal", "complex diagonal")],
 )
 def test_reductions_have_a_feedthrough_of_their_own(method, kind, order):
     sys = WITH_FEEDTHROUGH[kind]
@@ -351,15 +355,23 @@ def test_reductions_have_a_feedthrough_of_their_own(method, kind, order):
 
 
 @pytest.mark.parametrize(
-    "method", [hsv.balanced_truncation, hsv.singular_perturbation, hsv.modal_truncation, hsv.hankel_norm_approximation]
+    "method",
+    [
+        hsv.balanced_truncation,
+        hsv.singular_perturbation,
+        hsv.modal_truncation,
+        hsv.hankel_norm_approximation,
+        lambda sys, order: hsv.time_limited_truncation(sys, order, 3),
+    ],
 )
 def test_the_graph_of_tensors_ends_at_a_reduction(method):
     arrays = [[0.5, 0.2], [[1.0], [1.0]], [[1.0, 2.0]], [[5.0]]]
     poles, B, C, D = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in arrays)
     for sys in (hsv.DiagonalStateSpace(poles, B, C, D, dt=True), hsv.StateSpace(torch.diag(poles), B, C, D, dt=True)):
         red = method(sys, 1)
-        for x in (red.system.B, red.system.C, red.system.D, red.system.poles()):
-            assert not x.requires_grad
+        fields = (red.left, red.right, red.error_bound, red.hankel_singular_values)
+        for x in (red.system.B, red.system.C, red.system.D, red.system.poles(), *fields):
+            assert x is None or not x.requires_grad
         assert sys.B.requires_grad
 
 
