@@ -180,7 +180,7 @@ def _places(
     def place(part: _Path, prefix: _Path, paths: Iterable[_Path]) -> dict[str, str] | None:
         found = {own[path]: others.get(prefix + path[len(part) :]) for path in paths}
         if not all(
-            name is not None and adapter_of(copy.get_submodule(name)) is adapter_of(model.get_submodule(layer))
+            name is not None and _are_alike(copy.get_submodule(name), model.get_submodule(layer))
             for layer, name in found.items()
         ):
             return None
@@ -201,6 +201,18 @@ def _places(
             if found is not None and found not in places:
                 places.append(found)
     return places
+
+
+def _are_alike(layer: nn.Module, other: nn.Module) -> bool:
+    """Whether two layers may be copies of each other, with other numbers of states at most: what both have and no cut replaces has the same shapes."""
+    adapter = adapter_of(layer)
+    if adapter is not adapter_of(other):
+        return False
+    kept = [
+        {name: value.shape for name, value in each.state_dict().items() if name not in adapter.parameter_names(each)}
+        for each in (layer, other)
+    ]
+    return all(kept[1].get(name, shape) == shape for name, shape in kept[0].items())
 
 
 def _path(name: str) -> _Path:

@@ -353,6 +353,9 @@ class TestCopies:
             hsv.HsvError, match=r"`state`: 'critic' \(Sequential\) has .* is not recognised as a copy of the model"
         ):
             make(state={"critic": other})
+        wider = classifier(width=8)
+        with pytest.raises(hsv.HsvError, match="'critic' .* is not recognised as a copy of the model"):
+            make(state={"critic": wider})
         with pytest.raises(hsv.HsvError, match="could be a copy of several parts of the model"):
             make(state={"block": copy.deepcopy(classifier().blocks[0])})
 
