@@ -354,7 +354,7 @@ class TestCopies:
         ):
             make(state={"critic": other})
         wider = classifier(width=8)
-        with pytest.raises(hsv.HsvError, match="'critic' .* is not recognised as a copy of the model"):
+        with pytest.raises(hsv.HsvError, match=r"'critic' .* is not recognised as a copy of the model"):
             make(state={"critic": wider})
         with pytest.raises(hsv.HsvError, match="could be a copy of several parts of the model"):
             make(state={"block": copy.deepcopy(classifier().blocks[0])})
